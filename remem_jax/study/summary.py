@@ -85,6 +85,7 @@ def make(
             for name in config.column_order
         ],
         "seeds": list(config.seeds),
+        "only": config.only,
         "baseline": config.baseline,
         "margin": config.margin,
         "claims": _claims(config),

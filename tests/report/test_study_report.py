@@ -677,6 +677,18 @@ def test_missing_results_are_listed_with_reasons(record: dict[str, Any]) -> None
     assert len(table.rows) == 24 - 2  # The two cells with both seeds are complete.
 
 
+def test_cells_that_were_left_out_share_a_line(record: dict[str, Any]) -> None:
+    record["only"] = "mobilenet_v2_remem"
+
+    table = trials.missing(record)
+
+    assert table is not None
+    assert table.rows[0] == ("MobileNetV2: ReMem", "Patch Camelyon", "1", "failed: no memory")
+    empty = 24 - len({(cell["row"], cell["column"]) for cell in record["cells"]})
+    assert table.rows[-1] == (f"{empty} cells", "", "0, 1", "left out by config.only")
+    assert "not run" not in {why for *_, why in table.rows}
+
+
 def test_a_complete_table_has_no_missing_results(record: dict[str, Any], write: Write) -> None:
     record |= {"rows": record["rows"][:2], "columns": record["columns"][:1], "missing": []}
 

@@ -13,6 +13,7 @@ from scipy import stats
 from configs import study
 from remem_jax import paired, report
 from remem_jax.checks import SettingError
+from remem_jax.report.study import trials
 from remem_jax.settings import deciding
 from remem_jax.study import cost, queue, search, space, summary
 from remem_jax.study.space import Trial
@@ -380,6 +381,19 @@ def test_trials_with_the_same_teacher_or_the_same_students_are_known(
     assert recipes["other", 0.5, 0]["student"] != remem["student"]
     assert recipes["remem", 1.0, 0]["teacher"] != remem["teacher"]
     assert recipes["remem", 1.0, 0]["student"] == remem["student"]
+
+
+def test_rows_that_are_not_selected_are_left_out_not_missing(
+    config: ConfigDict, shared: Shared
+) -> None:
+    for trial in _trials(config):
+        shared.given[trial.key] = _record(trial, 0.7, 0.4)
+
+    table = trials.missing(_make(config, shared))
+
+    assert table is not None
+    assert table.rows[-1] == ("1 cell", "", "0, 1", "left out by config.only")
+    assert [row[0] for row in table.rows[:-1]] == ["From scratch", "ReMem"]
 
 
 def test_the_time_of_all_trials_is_added_up(config: ConfigDict, shared: Shared) -> None:

@@ -17,6 +17,7 @@ _SELECTED = {
     "validation": "Selected settings",
     "test": "Settings selected on test (optimistic)",
 }
+_LEFT_OUT = "left out by config.only"
 _KEY = re.compile(r"[0-9a-f]+")  # A hash, which is safe in an address.
 _OFFICIAL = {True: "yes", False: "no", None: "not among the paper's data"}
 
@@ -58,16 +59,24 @@ def _varied_data(study: results_table.Study) -> str:
 
 
 def missing(study: results_table.Study) -> tables.Table | None:
-    """Builds the table of cells and seeds without a result; None if nothing is missing."""
+    """Builds the table of cells and seeds without a result; None if nothing is missing.
+
+    Cells that `config.only` leaves out share one line.
+    """
     titled = titles(study)
     seeds: dict[tuple[str, str, str], list[str]] = {}
     for row, column, seed, why in [*_listed(study), *_unlisted(study)]:
         seeds.setdefault((*titled(row, column), why), []).append(str(seed))
-    if not seeds:
-        return None
+    left_out = {place: seeds.pop(place) for place in list(seeds) if place[-1] == _LEFT_OUT}
     lines = tuple(
         (row, column, ", ".join(numbers), why) for (row, column, why), numbers in seeds.items()
     )
+    if left_out:
+        numbers = dict.fromkeys(seed for seeds in left_out.values() for seed in seeds)
+        cells = f"{len(left_out)} cell{'s' if len(left_out) > 1 else ''}"
+        lines += ((cells, "", ", ".join(numbers), _LEFT_OUT),)
+    if not lines:
+        return None
     return tables.Table(
         "Missing results", ("Row", "Column", "Seeds", "Reason"), lines, numeric=False
     )
@@ -85,7 +94,10 @@ def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]
         for column in study["columns"]:
             cell = cells.get((row["name"], column["name"]))
             finished = {replicate["seed"] for replicate in cell["replicates"]} if cell else set()
-            reason = "not on record" if column["data"] else "not run"
+            if study.get("only") and cell is None:
+                reason = _LEFT_OUT
+            else:
+                reason = "not on record" if column["data"] else "not run"
             for seed in study["seeds"]:
                 if seed not in finished and (row["name"], column["name"], seed) not in listed:
                     yield row["name"], column["name"], seed, reason
