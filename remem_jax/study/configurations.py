@@ -65,12 +65,21 @@ def next_trial(first: FrozenTrial) -> FrozenTrial:
     )
 
 
-def by_key(trials: Iterable[FrozenTrial], keys: Collection[str]) -> dict[str, list[FrozenTrial]]:
-    """Groups the trials of some configurations by key, in the order of their numbers."""
-    keys, groups = frozenset(keys), {}
+def by_key(
+    trials: Iterable[FrozenTrial], keys: Collection[str] | None
+) -> dict[str, list[FrozenTrial]]:
+    """Groups the trials of some configurations by key, in the order of their numbers.
+
+    Args:
+        trials: Trials of a study; some may not be of this package.
+        keys: Keys of the configurations; None for all.
+    """
+    wanted = None if keys is None else frozenset(keys)
+    groups: dict[str, list[FrozenTrial]] = {}
     for trial in trials:
-        if trial.user_attrs.get("key") in keys:
-            groups.setdefault(trial.user_attrs["key"], []).append(trial)
+        key = trial.user_attrs.get("key")
+        if key is not None and (wanted is None or key in wanted):
+            groups.setdefault(key, []).append(trial)
     return groups
 
 

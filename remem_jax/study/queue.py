@@ -151,8 +151,8 @@ class Queue:
         return {key: float(trial.values[0]) for key, trial in self._done(keys).items()}
 
     @_retried
-    def records(self, keys: Collection[str]) -> dict[str, Any]:
-        """Returns the record of each configuration that is done."""
+    def records(self, keys: Collection[str] | None = None) -> dict[str, Any]:
+        """Returns the record of each configuration that is done; None for `keys` is all."""
         return {key: trial.user_attrs["record"] for key, trial in self._done(keys).items()}
 
     @_retried
@@ -210,10 +210,10 @@ class Queue:
             return self._storage.get_trial(trial_id).state == TrialState.COMPLETE
         return True
 
-    def _groups(self, keys: Collection[str]) -> dict[str, list[FrozenTrial]]:
+    def _groups(self, keys: Collection[str] | None) -> dict[str, list[FrozenTrial]]:
         return configurations.by_key(self._study.get_trials(deepcopy=False), keys)
 
-    def _done(self, keys: Collection[str]) -> dict[str, FrozenTrial]:
+    def _done(self, keys: Collection[str] | None) -> dict[str, FrozenTrial]:
         return {
             key: trial
             for key, group in self._groups(keys).items()

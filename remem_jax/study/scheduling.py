@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
-from remem_jax.study import axes
+from ml_collections import ConfigDict
+
+from remem_jax.study import axes, space
 from remem_jax.study.configurations import Configuration
 from remem_jax.study.queue import Queue
 from remem_jax.study.search import Schedule, Search
@@ -30,6 +32,39 @@ def ended(search: Search, queue: Queue) -> tuple[list[Trial], list[Trial]]:
     done = [trial for trial, is_over in zip(now.trials, over, strict=True) if is_over]
     left = [trial for trial, is_over in zip(now.trials, over, strict=True) if not is_over]
     return done, [*left, *now.repeats]
+
+
+class LeftOut:
+    """The trials of a study that `config.only` leaves out, of which some may be finished."""
+
+    def __init__(self, config: ConfigDict) -> None:
+        """Lists the trials; `config` has all settings of the study."""
+        self._by_place: dict[str, Trial] = {}
+        if config.only:
+            selected = {trial.cell for trial in space.trials(config)}
+            whole = config.copy_and_resolve_references()
+            whole.only = ""
+            self._by_place = {
+                trial.key: trial for trial in space.trials(whole) if trial.cell not in selected
+            }
+
+    def finished(self, queue: Queue) -> list[Trial]:
+        """Returns those that are done, with their keys in the queue.
+
+        Their images and weights are not read, so they are recognised by their settings and paths.
+        Several with the same ones have other images or weights; none of them is returned.
+        """
+        keys: dict[str, list[str]] = {}
+        for key, record in queue.records().items() if self._by_place else ():
+            places = space.places_of_record(record)
+            place = next((place for place in places if place in self._by_place), None)
+            if place is not None:
+                keys.setdefault(place, []).append(key)
+        return [
+            self._by_place[place]._replace(key=of_place[0])
+            for place, of_place in keys.items()
+            if len(of_place) == 1
+        ]
 
 
 def configuration(trial: Trial) -> Configuration:

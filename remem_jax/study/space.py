@@ -121,6 +121,19 @@ def key_by_place(config: ConfigDict) -> str:
     return results.fingerprint(without_additions(described(plain(config))))
 
 
+def places_of_record(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns what `key_by_place` may have returned for the settings of a run, from its results.
+
+    These have the data type that the run computed in, where its settings may have had "auto".
+    """
+    settings = {name: value for name, value in record["config"].items() if name != "differs"}
+    first, second = (
+        results.fingerprint(without_additions(each))
+        for each in (settings, {**settings, "compute_dtype": "auto"})
+    )
+    return first, second
+
+
 def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]:
     """Returns all trials of a study, with all steps; those near the paper's best region first.
 

@@ -41,7 +41,7 @@ def make(
     Args:
         config: All settings of the study.
         search: Search of the study.
-        scheduled: All trials scheduled so far.
+        scheduled: All trials scheduled so far, and finished ones that `config.only` leaves out.
         shared: Queue with the results of all workers.
         total: Estimated cost of the study.
         idle: Number of workers known to be between two trials.
@@ -59,6 +59,7 @@ def make(
         )
         for trial in scheduled
     ]
+    own = [trial for trial in trials if trial["trial"] in search.by_key]
     cells, missing = _cells(scheduled, records, trials)
     missing += _not_scheduled(search, scheduled)
     validation = {
@@ -101,7 +102,8 @@ def make(
         ),
         "cost": {
             **total._asdict(),
-            "spent_hours": sum(trial["seconds"] or 0 for trial in trials) / 3600,
+            "spent_trials": sum(trial["state"] == "done" for trial in own),
+            "spent_hours": sum(trial["seconds"] or 0 for trial in own) / 3600,
         },
         "differs": _differs(config, full),
         "versions": full[0]["versions"] if full else {},

@@ -44,6 +44,7 @@ class Study(NamedTuple):
         config: All settings, checked.
         directory: Folder of this worker's trials and of the report.
         search: The search, which schedules trials.
+        left_out: The trials that `config.only` leaves out, for the report.
         inputs: Digests of the inputs of the trials.
         teachers: The teachers that trials share.
         queue: Queue that all workers share; None in processes other than the writer.
@@ -55,6 +56,7 @@ class Study(NamedTuple):
     config: ConfigDict
     directory: pathlib.Path
     search: search.Search
+    left_out: scheduling.LeftOut
     inputs: inputs.Inputs
     teachers: teachers.Teachers
     queue: queue.Queue | None
@@ -124,6 +126,7 @@ def run(
                 config,
                 directory,
                 trial_search,
+                scheduling.LeftOut(config),
                 digests,
                 shared_teachers,
                 shared,
@@ -291,7 +294,14 @@ def _report(study: Study, *, idle: int = 0) -> list[str]:
     if study.queue is None:
         return []
     scheduled = scheduling.schedule(study.search, study.queue).trials
-    record = summary.make(study.config, study.search, scheduled, study.queue, study.cost, idle=idle)
+    record = summary.make(
+        study.config,
+        study.search,
+        [*scheduled, *study.left_out.finished(study.queue)],
+        study.queue,
+        study.cost,
+        idle=idle,
+    )
     results.write(study.directory / "study.json", record)
     report.write_study(study.directory)
     return summary.best(record)

@@ -14,8 +14,9 @@ from configs import study
 from remem_jax import paired, report
 from remem_jax.checks import SettingError
 from remem_jax.report.study import trials
-from remem_jax.settings import deciding
-from remem_jax.study import cost, queue, search, space, summary
+from remem_jax.settings import deciding, plain
+from remem_jax.storage import identity
+from remem_jax.study import cost, queue, scheduling, search, space, summary
 from remem_jax.study.space import Trial
 from tests import tiny_run
 
@@ -34,8 +35,8 @@ class Shared(queue.Queue):
         states = dict.fromkeys(keys, "waiting") | dict.fromkeys(self.running, "running")
         return states | dict.fromkeys(self.given, "done") | dict.fromkeys(self.failed, "failed")
 
-    def records(self, keys: Any) -> dict[str, Any]:
-        return {key: record for key, record in self.given.items() if key in keys}
+    def records(self, keys: Any = None) -> dict[str, Any]:
+        return {k: record for k, record in self.given.items() if keys is None or k in keys}
 
     def failures(self, keys: Any) -> dict[str, str]:
         return {key: reason for key, reason in self.failed.items() if key in keys}
@@ -381,6 +382,36 @@ def test_trials_with_the_same_teacher_or_the_same_students_are_known(
     assert recipes["other", 0.5, 0]["student"] != remem["student"]
     assert recipes["remem", 1.0, 0]["teacher"] != remem["teacher"]
     assert recipes["remem", 1.0, 0]["student"] == remem["student"]
+
+
+def test_finished_trials_of_rows_that_are_left_out_are_found_by_their_settings(
+    config: ConfigDict, shared: Shared
+) -> None:
+    every = config.copy_and_resolve_references()
+    every.only = ""
+    (finetune,) = _trials(every, row="finetune")
+    other = every.copy_and_resolve_references()
+    other.base.student.steps += 1  # Of another study that has the same name.
+    for key, trial in (("a", finetune), ("b", _trials(other, row="finetune")[0])):
+        settings = plain(trial.config)
+        shared.given[key] = _record(trial, 0.7, 0.4) | {
+            "config": json.loads(
+                json.dumps(
+                    {
+                        **identity.described(settings),
+                        "compute_dtype": "float32",  # That of "auto" on this device.
+                        "differs": ["By hand."],
+                    }
+                )
+            )
+        }
+
+    found = scheduling.LeftOut(config).finished(shared)
+
+    assert [(trial.key, trial.row, trial.seed) for trial in found] == [("a", "finetune", 0)]
+    assert not scheduling.LeftOut(every).finished(shared)  # It is one of the search.
+    shared.given["c"] = shared.given["a"]  # After the images were changed in place.
+    assert not scheduling.LeftOut(config).finished(shared)
 
 
 def test_rows_that_are_not_selected_are_left_out_not_missing(

@@ -327,6 +327,25 @@ def test_a_study_writes_a_report_in_each_format(alone: tuple[pathlib.Path, str])
 
 
 @pytest.mark.slow
+def test_a_report_keeps_finished_trials_of_rows_that_are_left_out(
+    workers: Workers, alone: tuple[pathlib.Path, str]
+) -> None:
+    folder = workers.folder("selected")
+    shutil.copytree(alone[0], folder)
+
+    done = workers.fork("selected", "--config.only=finetune")
+    done.ends(0)
+
+    assert "Tiny: a study: 1 trials" in done.log
+    before, after = _report(alone[0]), _report(folder)
+    assert after["trials"] == before["trials"]
+    assert after["cells"] == before["cells"]
+    assert after["missing"] == []
+    assert (before["cost"]["spent_trials"], after["cost"]["spent_trials"]) == (3, 1)
+    assert (folder / "trials.csv").read_text() == (alone[0] / "trials.csv").read_text()
+
+
+@pytest.mark.slow
 def test_a_trial_has_one_number_in_log_report_and_dashboard(
     alone: tuple[pathlib.Path, str],
 ) -> None:

@@ -94,10 +94,9 @@ def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]
         for column in study["columns"]:
             cell = cells.get((row["name"], column["name"]))
             finished = {replicate["seed"] for replicate in cell["replicates"]} if cell else set()
-            if study.get("only") and cell is None:
+            reason = "not on record" if column["data"] else "not run"
+            if study.get("only"):  # What it selects is listed.
                 reason = _LEFT_OUT
-            else:
-                reason = "not on record" if column["data"] else "not run"
             for seed in study["seeds"]:
                 if seed not in finished and (row["name"], column["name"], seed) not in listed:
                     yield row["name"], column["name"], seed, reason
@@ -106,7 +105,9 @@ def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]
 def cost(study: results_table.Study) -> tables.Table:
     """Builds the table of the planned cost and the cost so far."""
     planned = study["cost"]
-    done = sum(trial["state"] == "done" for trial in study["trials"])
+    done = planned.get("spent_trials")
+    if done is None:  # An older study has no trials besides the planned ones.
+        done = sum(trial["state"] == "done" for trial in study["trials"])
     rows = (
         ("Trials", f"{planned['trials']:,}", f"{done:,}"),
         ("Teacher steps", f"{planned['teacher_steps']:,}", tables.NOTHING),
