@@ -9,6 +9,7 @@ docs/evidence/trials.csv, with SciPy.
 """
 
 import argparse
+import itertools
 import pathlib
 import re
 import shutil
@@ -203,15 +204,14 @@ def _setting(trial: Row, name: str) -> str:
 def _eq1(rows: Rows) -> str:
     """Returns the rank correlations of a teacher's measures with its student, on test."""
     by_column = {
-        title: points
-        for column, title in _titles(record.study(rows)).items()
-        if (points := _distilled(rows, column))
+        title: _distilled(rows, column) for column, title in _titles(record.study(rows)).items()
     }
-    if len(by_column) > 1:
-        by_column["all"] = [point for points in by_column.values() for point in points]
-    lines = [line for title, points in by_column.items() for line in _correlations(title, points)]
+    lines = {title: list(_correlations(title, points)) for title, points in by_column.items()}
+    if sum(map(bool, lines.values())) > 1:
+        every = [point for points in by_column.values() for point in points]
+        lines["all"] = list(_correlations("all", every))
     heads = ("students", "measure of the teacher", "rank correlation", "95 % interval")
-    return _table((*heads, "teachers", "settings", "groups"), lines)
+    return _table((*heads, "teachers", "settings", "groups"), [*itertools.chain(*lines.values())])
 
 
 def _correlations(title: str, points: Sequence[Point]) -> Iterator[Sequence[str]]:

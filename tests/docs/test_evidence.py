@@ -170,7 +170,7 @@ def test_the_correlations_are_those_of_the_trials(trials: list[Trial]) -> None:
             group.append((information, accuracy, student))
     (lines,) = (lines for _, lines in _blocks("eq1"))
     found = {(students, measure): float(value) for students, measure, value, *_ in lines}
-    columns = {column for column, _ in groups}
+    columns = {column for (column, _), points in groups.items() if len(points) > 2}
     totals: dict[str, list[tuple[int, float]]] = {}
     for points in groups.values():
         if len(points) < 3:
