@@ -135,7 +135,7 @@ def _claimed(shared: queue.Queue, *keys: str) -> Claim:
 
 def _awaited(shared: queue.Queue, *keys: str) -> Claim:
     """Waits for a claim."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while (claim := shared.claim(keys)) is None:
         assert time.monotonic() < end
         time.sleep(HEARTBEAT / 2)
