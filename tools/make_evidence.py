@@ -133,11 +133,15 @@ def _results(rows: Rows, column: str) -> str:
         if gap["column"] == column
     }
     trials = {row["trial"]: row for row in rows}
+    cells = results_table.cells(study, results_table.VALIDATION)
     lines = [
-        _result(row["title"], [trials[r["trial"]] for r in cell["replicates"]], over.get(name))
+        _result(
+            row["title"],
+            [trials[each["trial"]] for each in cell["replicates"]],
+            over.get(row["name"]),
+        )
         for row in study["rows"]
-        for (name, place), cell in results_table.cells(study, results_table.VALIDATION).items()
-        if (name, place) == (row["name"], column)
+        if (cell := cells.get((row["name"], column))) is not None
     ]
     heads = ("", "setting", "student, %", "minus fine-tuning, points", "p", "teacher, %")
     return _table((*heads, "information", "calibration error", "sharpness"), lines)

@@ -15,8 +15,8 @@ from remem_jax.report.study import trial_rows
 METRIC = "mean_per_class"  # That of all data sets of the page.
 # Rows that distil the teacher of "finetune" in another way.
 DISTILLED_OTHERWISE = ("calibrated", "standardised")
-# Columns that only mean something on the machine of the study.
-_PRIVATE = ("worker", "folder")
+# Columns that only mean something on the machine of the study, or for trials that failed.
+_DROPPED = ("worker", "folder", "reason")
 _INFORMATION = "teacher.information"
 _NUMBERS_OF_TEACHER = ("temperature", "calibrated_error", "radius", "sharpness")
 
@@ -47,8 +47,7 @@ def add(known: Iterable[Row], studies: Iterable[Mapping[str, Any]]) -> list[Row]
     for study in studies:
         for row in trial_rows.rows(study):
             if row["state"] == "done":
-                kept = {name: value for name, value in row.items() if name not in _PRIVATE}
-                found[row["trial"]] = {**kept, "reason": None}
+                found[row["trial"]] = {k: v for k, v in row.items() if k not in _DROPPED}
     names = list(evidence.ROWS)
     ordered = sorted(
         found.values(),

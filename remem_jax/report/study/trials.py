@@ -94,9 +94,10 @@ def _unlisted(study: results_table.Study) -> Iterable[tuple[str, str, int, str]]
         for column in study["columns"]:
             cell = cells.get((row["name"], column["name"]))
             finished = {replicate["seed"] for replicate in cell["replicates"]} if cell else set()
-            reason = "not on record" if column["data"] else "not run"
-            if study.get("only"):  # What it selects is listed.
+            if study.get("only"):  # The record lists all seeds of the cells that it selects.
                 reason = _LEFT_OUT
+            else:
+                reason = "not on record" if column["data"] else "not run"
             for seed in study["seeds"]:
                 if seed not in finished and (row["name"], column["name"], seed) not in listed:
                     yield row["name"], column["name"], seed, reason
