@@ -1,12 +1,14 @@
 """The process that sends the metrics of a run to a tracker: see `trackers`.
 
-Its standard input has a line of JSON with the run and, when the run ends, another with its state.
+Its standard input has a line of JSON with the run and, when the run ends, another with its state,
+and whether it has written results.json.
 tracked.json in the folder of the run has the id of the tracked run, and how much of metrics.jsonl
 it has. This module does not import JAX.
 """
 
 import contextlib
 import fcntl
+import functools
 import importlib
 import json
 import os
@@ -17,8 +19,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from remem_jax import redaction
 from remem_jax.storage import files
@@ -27,6 +29,7 @@ RECORD = "tracked.json"
 _POLL_SECONDS = 1.0
 _RETRY_SECONDS = 30.0  # After a failure, which is reported once.
 _LAST_SECONDS = 120.0  # Time to send the rest after the run has ended.
+_LAST_PAUSES = (0.0, 2.0, 5.0)  # Seconds before each attempt at that.
 _PROJECT = "remem_jax"  # Unless the client's environment variable names another.
 # MLflow's limits, of a request and of the value of a setting.
 _BATCH, _SETTINGS, _LENGTH = 1000, 100, 6000
@@ -144,6 +147,13 @@ class _Mlflow:
         return self._entities.Metric(legal, value, int(1000 * seconds), step)
 
 
+class _Rows(NamedTuple):
+    """Rows of metrics.jsonl, and the offset at which they end."""
+
+    rows: list[dict[str, Any]]
+    end: int
+
+
 class _Follower:
     """Sends what is new in metrics.jsonl."""
 
@@ -158,15 +168,21 @@ class _Follower:
         # It is smaller if the folder is an older copy; then the rest was sent before.
         self._sent = min(self._sent, self._size())
 
-    def send(self) -> Client:
+    def send(self) -> None:
         """Opens the tracked run, if need be, and sends the new rows."""
         if self._client is None:
             self._client = self._open()
         with contextlib.suppress(FileNotFoundError):
-            while rows := self._next():
-                self._client.log(rows)
+            while (new := self._next()).end > self._sent:
+                self._client.log(new.rows)
+                self._sent = new.end  # Rows that the client refused are sent again.
                 self._record()
-        return self._client
+
+    def end(self, state: str, *, has_results: bool) -> None:
+        """Sends the rest, and ends the tracked run in this state."""
+        self.send()
+        if self._client is not None:
+            self._client.finish(state, _numbers(self._folder) if has_results else {})
 
     def _open(self) -> Client:
         if self._run["tool"] == "wandb":
@@ -178,8 +194,8 @@ class _Follower:
         self._record()
         return client
 
-    def _next(self) -> list[dict[str, Any]]:
-        """Returns the next complete rows, and marks them as sent."""
+    def _next(self) -> "_Rows":
+        """Returns the next complete rows; none if all were sent."""
         with (self._folder / "metrics.jsonl").open("rb") as file:
             file.seek(self._sent)
             lines = file.readlines(2**20)
@@ -187,10 +203,9 @@ class _Follower:
             lines.pop()
         rows = []
         for line in lines:
-            self._sent += len(line)
             with contextlib.suppress(json.JSONDecodeError):  # A kill has truncated it.
                 rows.append(json.loads(line))
-        return rows
+        return _Rows(rows, self._sent + sum(map(len, lines)))
 
     def _record(self) -> None:
         record = {**self._others, self._run["tool"]: (self._number, self._sent)}
@@ -208,27 +223,34 @@ def main() -> None:
     os.nice(10)  # The run comes first.
     run = json.loads(sys.stdin.readline())
     follower, warned, retry = _Follower(run), False, 0.0
-    ended = False
-    while not ended:
-        ended = bool(select.select([sys.stdin], [], [], _POLL_SECONDS)[0])
-        state = ""
-        if ended:
-            # The run was killed if it did not say how it ended.
-            state = json.loads(sys.stdin.readline() or '{"state": "failed"}')["state"]
-            threading.Timer(_LAST_SECONDS, os._exit, (1,)).start()
-        elif time.monotonic() < retry:
+    while not select.select([sys.stdin], [], [], _POLL_SECONDS)[0]:
+        if time.monotonic() < retry:
             continue
-        try:
-            client = follower.send()
-            if ended:
-                client.finish(state, _results(pathlib.Path(run["directory"]), state))
-        except Exception as error:  # noqa: BLE001 - clients raise anything.
+        if reason := _failure(follower.send):
             if not warned:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
                 _say("warning", f"metrics cannot be sent, which does not stop the run: {reason}")
             warned, retry = True, time.monotonic() + _RETRY_SECONDS
+    # The run was killed if it did not say how it ended.
+    end = json.loads(sys.stdin.readline() or '{"state": "failed", "has_results": false}')
+    threading.Timer(_LAST_SECONDS, os._exit, (1,)).start()
+    for pause in _LAST_PAUSES:
+        time.sleep(pause)
+        reason = _failure(functools.partial(follower.end, **end))
+        if not reason:
+            break
+    else:
+        _say("warning", f"not all is sent: {reason}")
     sys.stderr.flush()
     os._exit(0)  # Threads of clients do not delay the end.
+
+
+def _failure(send: Callable[[], None]) -> str:
+    """Sends; returns why that failed, "" if it did not."""
+    try:
+        send()
+    except Exception as error:  # noqa: BLE001 - clients raise anything.
+        return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+    return ""
 
 
 def _say(kind: str, text: str) -> None:
@@ -247,10 +269,8 @@ def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 yield f"{row['part']}/{name}{suffix}", member
 
 
-def _results(folder: pathlib.Path, state: str) -> dict[str, float]:
-    """Returns the numbers of each method in results.json, if the run has finished."""
-    if state != "finished":
-        return {}
+def _numbers(folder: pathlib.Path) -> dict[str, float]:
+    """Returns the numbers of each method in results.json."""
     rows = _read(folder / "results.json").get("methods", ())
     return {
         name: value

@@ -84,7 +84,7 @@ def following(
             "name": label.name or directory.absolute().name,
         },
     )
-    state = "failed"
+    state, before = "failed", _results_time(directory)
     try:
         yield
         state = "finished"
@@ -93,10 +93,20 @@ def following(
             state = "stopped"
         raise
     finally:
-        _tell(process, {"state": state}, last=True)
+        # A run in which a method diverged has those of the others.
+        is_new = state == "failed" and _results_time(directory) != before
+        _tell(process, {"state": state, "has_results": state == "finished" or is_new}, last=True)
         reader.join(_END_SECONDS)
         if reader.is_alive():
             logging.warning("%s: the last metrics are still being sent.", TOOLS[tool])
+
+
+def _results_time(directory: pathlib.Path) -> int:
+    """Returns when results.json of a run was written; 0 if there is none."""
+    try:
+        return (directory / "results.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _start(tool: str) -> subprocess.Popen[str] | None:

@@ -221,9 +221,44 @@ def test_a_client_that_fails_is_reported_once_and_the_run_goes_on(
     _run("wandb", folder, range(1, 3))
 
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "absl"]
-    assert warning.startswith("Weights & Biases: metrics cannot be sent, which does not stop")
+    assert warning.startswith("Weights & Biases: not all is sent: OSError")
     assert "password=***" in warning
     assert (folder / "results.json").exists()
+
+
+def test_rows_that_were_refused_are_sent_again(
+    fake: Fake, folder: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    refusing = """        if not os.path.exists(os.environ["CALLS"] + ".refused"):
+            open(os.environ["CALLS"] + ".refused", "w").close()
+            raise OSError("the server is down")
+"""
+    module = tmp_path / "modules" / "wandb.py"
+    log = '        note("log", **values)'
+    module.write_text(_WANDB.replace(log, refusing + log))
+
+    _run("wandb", folder, range(1, 3))
+
+    assert [call["teachers/remem/step"] for call in fake.calls("log")] == [1, 2]
+    assert [call["code"] for call in fake.calls("finish")] == [0]
+
+
+def test_a_run_in_which_a_method_diverged_sends_the_results_of_the_others(
+    fake: Fake, folder: pathlib.Path
+) -> None:
+    results.write(folder / "results.json", {"methods": []})  # Of an earlier start.
+    rows = [{"method": "finetune", "student": {"test": {"top1": 0.75}}}]
+
+    def diverge() -> None:
+        with trackers.following("wandb", folder, SETTINGS, LABEL):
+            results.write(folder / "results.json", {"methods": rows})
+            raise FloatingPointError("ReMem has no result.")
+
+    with pytest.raises(FloatingPointError):
+        diverge()
+
+    assert fake.calls("summary") == [{"results/finetune/student/test/top1": 0.75}]
+    assert [call["code"] for call in fake.calls("finish")] == [1]
 
 
 def test_a_run_without_its_client_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
