@@ -4,6 +4,7 @@ While a worker runs a trial, threads copy its folder and that of its teachers wh
 stage is complete. A worker that takes over a trial fetches the copies first, and resumes from them.
 """
 
+import collections
 import contextlib
 import fnmatch
 import functools
@@ -17,18 +18,20 @@ from collections.abc import Callable, Iterable, Iterator
 
 from absl import logging
 
-from remem_jax.storage import artifacts, results, snapshots, workdir
+from remem_jax.storage import artifacts, locks, results, snapshots, workdir
 from remem_jax.storage.artifacts import StoreError
 
 POLL_SECONDS = 5.0  # Time between two looks at the folder.
 _SHARE = 0.1  # Share of the time that copying may take.
 _RETRY_SECONDS = 30.0  # After a failure.
-_END_SECONDS = 60.0  # Time that a worker waits for a copy in progress when its trial ends.
+_END_SECONDS = 60.0  # Time that a worker waits for copies when its trial, or the worker, ends.
 _VERSION = "copy.json"  # In the folder: the version that it was last copied as, or fetched from.
 
 
 class Copies:
     """The copies of a study's trials. A failure is a warning; the trial goes on.
+
+    Used in a `with` statement, at whose end final copies that failed are tried again.
 
     Attributes:
         store: The storage; None keeps no copies.
@@ -37,6 +40,19 @@ class Copies:
     def __init__(self, store: artifacts.Store | None) -> None:
         """Stores the storage."""
         self.store, self._warned = store, False
+        self._to_conclude: dict[pathlib.Path, None] = {}  # In the order of `conclude`.
+        # By folder: one thread copies it at a time.
+        self._locks: dict[pathlib.Path, threading.Lock] = collections.defaultdict(threading.Lock)
+
+    def __enter__(self) -> "Copies":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        end = time.monotonic() + _END_SECONDS
+        while self._conclude() and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+        for folder in self._to_conclude:
+            logging.warning("There is no final copy of %s: keep this folder.", folder)
 
     @contextlib.contextmanager
     def of(
@@ -63,9 +79,18 @@ class Copies:
                 thread.end()
 
     def conclude(self, folder: pathlib.Path | None) -> None:
-        """Replaces the copies of a folder by a final one, of what it has now."""
+        """Replaces the copies of a folder by a final one; if that fails, the next call does it."""
         if folder is not None and self.store is not None:
-            self._push(folder, lambda: False, final=True)
+            self._to_conclude[folder] = None
+            self._conclude()
+
+    def _conclude(self) -> bool:
+        """Makes the final copies that are still to be made; returns whether one failed."""
+        for folder in [*self._to_conclude]:
+            if not self._push(folder, lambda: False, final=True) and folder.is_dir():
+                return True
+            del self._to_conclude[folder]
+        return False
 
     def has(self, folder: pathlib.Path, pattern: str) -> bool:
         """Returns whether the newest copy of a folder has a file whose path matches a pattern."""
@@ -84,12 +109,20 @@ class Copies:
 
     def _fetch(self, folder: pathlib.Path) -> None:
         """Replaces a folder by the newest copy, unless it was copied last, or is as far."""
-        store, name = self.store, _name(folder)
-        if store is None:
-            return
         for path in folder.parent.glob(_snapshot(folder, "*").name):  # Of killed workers.
             if not pathlib.Path(f"/proc/{path.name.split('.')[-2]}").exists():
                 shutil.rmtree(path, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f".{folder.name}.fetching")
+        waiting = f"Waiting for another worker, which fetches {folder}."
+        with locks.held(lock, waiting=waiting, remove=True):
+            self._fetch_alone(folder)
+
+    def _fetch_alone(self, folder: pathlib.Path) -> None:
+        """Fetches a folder while no other process does."""
+        store, name = self.store, _name(folder)
+        if store is None:
+            return
         try:
             newest = store.version(name)
             if newest in ("", _read_version(folder)) or workdir.is_held(folder):
@@ -106,11 +139,18 @@ class Copies:
     def _push(
         self, folder: pathlib.Path, lost: Callable[[], bool], *, final: bool = False
     ) -> snapshots.State | None:
-        """Copies a folder as it is.
+        """Copies a folder as it is, after a copy of it that is in progress.
 
         Returns:
             Its state, which is empty if it cannot be copied now; None if the storage failed.
         """
+        with self._locks[folder]:
+            return self._push_alone(folder, lost, final=final)
+
+    def _push_alone(
+        self, folder: pathlib.Path, lost: Callable[[], bool], *, final: bool
+    ) -> snapshots.State | None:
+        """Copies a folder while no other thread does."""
         store = self.store
         if store is None or lost() or not folder.is_dir():
             return {}
@@ -155,7 +195,7 @@ class _Copying(threading.Thread):
         self._ended.set()
         self.join(_END_SECONDS)
         if self.is_alive():
-            logging.warning("%s is still being copied; the worker goes on.", self._folder)
+            logging.warning("%s is still being copied.", self._folder)
 
     def _copy(self) -> float:
         """Copies the folder if it has changed; returns the seconds to rest."""

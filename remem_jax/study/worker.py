@@ -113,8 +113,10 @@ def run(
         cost.show_plans(search_by_place.planned)
         return
     # Opens the storage first, so that an error comes before all images are read.
-    with _open_queue(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared:
-        kept = copies.open_copies(config.artifacts if mesh.is_writer() else "")
+    with (
+        _open_queue(config, directory) if mesh.is_writer() else contextlib.nullcontext() as shared,
+        copies.open_copies(config.artifacts if mesh.is_writer() else "") as kept,
+    ):
         digests = inputs.read(space.trials(config))
         digests = inputs.with_kept(digests, search_by_place.by_key, shared, directory)
         trials = space.trials(config, digests.identify)

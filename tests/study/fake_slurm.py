@@ -63,6 +63,7 @@ def _start(script: str, arguments: list[str], index: int, restarts: int) -> subp
         "SLURM_NTASKS": int(options.get("ntasks", nodes * each)),
         "SLURM_NNODES": nodes,
         "SLURM_GPUS_PER_TASK": options["gpus-per-task"],
+        "SLURM_CPUS_PER_TASK": options["cpus-per-task"],
     }
     values = {name: str(value) for name, value in variables.items()}
     return subprocess.Popen(["bash", script, *arguments], env=os.environ | values)
@@ -73,6 +74,8 @@ def srun(command: list[str]) -> int:
     tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_NNODES"])
     step = {
         "SLURM_STEP_NODELIST": "localhost",
+        # Since version 22.05, a step has not that of its job.
+        "SLURM_CPUS_PER_TASK": os.environ.get("SRUN_CPUS_PER_TASK", "1"),
         "SLURM_STEP_NUM_TASKS": str(tasks),
         "SLURM_STEP_NUM_NODES": str(nodes),
         "SLURM_STEP_TASKS_PER_NODE": f"{tasks // nodes}(x{nodes})" if nodes > 1 else str(tasks),

@@ -113,6 +113,19 @@ def test_a_run_has_a_task_for_each_gpu_of_its_nodes(
     ]
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_each_task_has_the_cpus_of_the_script(
+    sbatch: Sbatch, tmp_path: pathlib.Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(f'#!/bin/sh\necho "$SLURM_CPUS_PER_TASK" >> "{tmp_path}/cpus"\n')
+    stub.chmod(0o755)
+    monkeypatch.setenv("REMEM_PYTHON", str(stub))
+
+    assert sbatch(str(SCRIPTS[name])).wait(60) == 0
+    assert set((tmp_path / "cpus").read_text().split()) == {"8"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_preempted_study_is_requeued_and_finishes(
