@@ -166,6 +166,12 @@ class Queue:
         }
 
     @_retried
+    def unfinished(self) -> set[str]:
+        """Returns the keys of all configurations that are waiting or running."""
+        groups = self._groups(None).items()
+        return {key for key, group in groups if self._state(group) in ("waiting", "running")}
+
+    @_retried
     def numbers(self, keys: Collection[str]) -> dict[str, int]:
         """Returns the number of each configuration: that of its first trial in the dashboard."""
         return {key: group[0].number for key, group in self._groups(keys).items()}

@@ -121,17 +121,17 @@ def key_by_place(config: ConfigDict) -> str:
     return results.fingerprint(without_additions(described(plain(config))))
 
 
-def places_of_record(record: Mapping[str, Any]) -> tuple[str, str]:
+def places_of_record(record: Mapping[str, Any]) -> list[str]:
     """Returns what `key_by_place` may have returned for the settings of a run, from its results.
 
-    These have the data type that the run computed in, where its settings may have had "auto".
+    These have the data type that the run computed in, where its settings may have had "auto", and
+    the number of images that shared an ascent step, where they may have had -1.
     """
     settings = {name: value for name, value in record["config"].items() if name != "differs"}
-    first, second = (
-        results.fingerprint(without_additions(each))
-        for each in (settings, {**settings, "compute_dtype": "auto"})
-    )
-    return first, second
+    divided_by_devices = {**settings["teacher"], "ascent_examples": -1}
+    candidates = [settings, {**settings, "teacher": divided_by_devices}]
+    candidates += [{**each, "compute_dtype": "auto"} for each in candidates]
+    return [results.fingerprint(without_additions(each)) for each in candidates]
 
 
 def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]:

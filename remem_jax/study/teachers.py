@@ -7,9 +7,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from remem_jax.methods import METHODS
-from remem_jax.settings import deciding
+from remem_jax.settings import deciding, plain
 from remem_jax.storage import checkpoints, results
-from remem_jax.storage.identity import Identity
+from remem_jax.storage.identity import Identity, described, without_additions
 from remem_jax.study.copies import Copies
 from remem_jax.study.inputs import Inputs
 from remem_jax.study.space import Trial
@@ -18,12 +18,18 @@ from remem_jax.workflow.remem import shared_teachers
 _FOLDER = "teachers"  # In that of the study.
 # Settings of a run that its teachers do not depend on, and inputs that they do.
 _OF_OTHERS = ("student", "student_init", "information", "flatness", "choose_on_test")
+_UNLABELLED = ("unlabelled", "unlabelled_share")  # Of `data`.
 _INPUTS = ("data", "classes", "teacher")
 
 
 def settings_key(config: ConfigDict) -> str:
-    """Returns a hash of the settings that decide the teachers of a trial; "" without a teacher."""
-    return results.fingerprint(_settings(config)) if _has_teacher(config) else ""
+    """Returns a hash of the settings and paths that decide the teachers of a trial.
+
+    It is known before images and weights are read. "" without a teacher.
+    """
+    if not _has_teacher(config):
+        return ""
+    return results.fingerprint(_of_teachers(without_additions(described(plain(config)))))
 
 
 def key(config: ConfigDict, inputs: Inputs) -> str:
@@ -36,7 +42,7 @@ def key(config: ConfigDict, inputs: Inputs) -> str:
         return ""
     digests = inputs.of(config)
     used = {name: digests[name] for name in _INPUTS if name in digests}
-    return Identity(_settings(config), used).key
+    return Identity(_of_teachers(deciding(config)), used).key
 
 
 def _has_teacher(config: ConfigDict) -> bool:
@@ -49,10 +55,11 @@ def _method(trial: Trial) -> str:
     return method
 
 
-def _settings(config: ConfigDict) -> dict[str, Any]:
-    decide = {name: value for name, value in deciding(config).items() if name not in _OF_OTHERS}
-    data = {name: value for name, value in decide["data"].items() if name != "unlabelled_share"}
-    return {**decide, "data": data}
+def _of_teachers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that teachers depend on."""
+    kept = {name: value for name, value in settings.items() if name not in _OF_OTHERS}
+    data = {name: value for name, value in kept["data"].items() if name not in _UNLABELLED}
+    return {**kept, "data": data}
 
 
 class Teachers:

@@ -88,20 +88,21 @@ def selected(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recipes(record: Mapping[str, Any]) -> dict[str, str]:
-    """Returns hashes of the settings that make the teacher of a trial, and of all others.
+    """Returns hashes of what makes the teacher of a trial, and of all else: settings and weights.
 
     Trials with the same "teacher" and seed have the same teachers; those with the same "student"
     and seed distil them in the same way, on the same images.
     """
-    settings = identity.deciding(record["config"])
+    settings, digests = identity.deciding(record["config"]), record.get("identity") or {}
     return {
-        "teacher": _hash(settings, without=_OF_STUDENT),
-        "student": _hash(settings, without=_OF_TEACHER),
+        "teacher": _hash(settings, digests.get("teacher"), without=_OF_STUDENT),
+        "student": _hash(settings, digests.get("student"), without=_OF_TEACHER),
     }
 
 
-def _hash(settings: Mapping[str, Any], *, without: Collection[str]) -> str:
-    return results.fingerprint({k: v for k, v in settings.items() if k not in without})
+def _hash(settings: Mapping[str, Any], weights: str | None, *, without: Collection[str]) -> str:
+    kept = {name: value for name, value in settings.items() if name not in without}
+    return results.fingerprint({"settings": kept, "weights": weights})
 
 
 def checkpoints(record: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -228,14 +228,25 @@ def _run_trial(study: Study, claim: Claim | None, step: Mapping[str, Any]) -> No
     if is_recorded and not study.config.keep_weights:
         for name in _WEIGHTS:
             checkpoints.remove(folder / name)
-        # Rows and columns that config.only leaves out may need shared teachers later.
-        if study.queue and not study.config.only:
-            done, others = scheduling.ended(study.search, study.queue)
-            for of_teachers in study.teachers.remove_unneeded(done, others):
-                study.copies.conclude(of_teachers)
+        for of_teachers in _remove_teachers(study):
+            study.copies.conclude(of_teachers)
     if is_recorded:
         study.copies.conclude(folder)
     jax.clear_caches()  # Steps that trials share stay in the persistent compilation cache.
+
+
+def _remove_teachers(study: Study) -> list[pathlib.Path]:
+    """Removes the weights of teachers that no trial needs any more; returns their folders.
+
+    They are kept for rows and columns that `config.only` leaves out, and while another command has
+    trials in the same study that this one does not know.
+    """
+    if study.queue is None or study.config.only:
+        return []
+    if study.queue.unfinished() - study.search.by_key.keys():
+        return []
+    done, others = scheduling.ended(study.search, study.queue)
+    return study.teachers.remove_unneeded(done, others)
 
 
 def _record(folder: pathlib.Path, copy: str) -> dict[str, Any]:

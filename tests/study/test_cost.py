@@ -145,6 +145,27 @@ def test_the_cost_of_a_study_counts_the_values_of_every_axis(
     assert total.teacher_steps == 3 * 128
 
 
+def test_teachers_of_other_weights_and_images_are_counted(
+    config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
+) -> None:
+    changes = {
+        "first": {"teacher": {"init": "first.npz"}},
+        "second": {"teacher": {"init": "second.npz"}},
+        "images": {"teacher": {"init": "first.npz"}, "data": {"path": "images"}},
+        "unlabelled": {"teacher": {"init": "first.npz"}, "data": {"unlabelled": "more_images"}},
+    }
+    config.columns = ConfigDict(
+        {name: study.column(name, **each) for name, each in changes.items()}
+    )
+    config.column_order = tuple(changes)
+
+    trials = _trials(config, "finetune")
+    total = study_cost.of_trials(trials, tmp_path)
+
+    # Teachers never see images without labels.
+    assert (len(trials), total.teacher_steps) == (4 * 3, 3 * 3 * 128)
+
+
 def test_a_speed_is_measured_once(
     config: ConfigDict, measured: list[ConfigDict], tmp_path: pathlib.Path
 ) -> None:

@@ -384,9 +384,25 @@ def test_trials_with_the_same_teacher_or_the_same_students_are_known(
     assert recipes["remem", 1.0, 0]["student"] == remem["student"]
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_recipe_depends_on_the_initial_weights(
+    config: ConfigDict, shared: Shared, role: str
+) -> None:
+    first, second = _trials(config)[:2]
+    of = {name: _record(first, 0.7, 0.4) for name in "ab"}
+    of["b"]["identity"] = {role: "a digest"}
+
+    shared.given = {first.key: of["a"], second.key: of["b"]}
+    listed = {trial["trial"]: trial["recipes"] for trial in _make(config, shared)["trials"]}
+
+    different = {name for name, key in listed[first.key].items() if listed[second.key][name] != key}
+    assert different == {role}
+
+
 def test_finished_trials_of_rows_that_are_left_out_are_found_by_their_settings(
     config: ConfigDict, shared: Shared
 ) -> None:
+    config.base.teacher.ascent_examples = -1
     every = config.copy_and_resolve_references()
     every.only = ""
     (finetune,) = _trials(every, row="finetune")
@@ -394,6 +410,7 @@ def test_finished_trials_of_rows_that_are_left_out_are_found_by_their_settings(
     other.base.student.steps += 1  # Of another study that has the same name.
     for key, trial in (("a", finetune), ("b", _trials(other, row="finetune")[0])):
         settings = plain(trial.config)
+        settings["teacher"]["ascent_examples"] = 8  # That of -1 on these devices.
         shared.given[key] = _record(trial, 0.7, 0.4) | {
             "config": json.loads(
                 json.dumps(

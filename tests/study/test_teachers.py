@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import study
-from remem_jax.study import copies, space, teachers
+from remem_jax.study import copies, queue, scheduling, search, space, teachers, worker
 from remem_jax.study.inputs import Inputs
 from remem_jax.study.space import Trial
 
@@ -126,3 +126,35 @@ def test_the_weights_of_a_teacher_are_removed_when_no_trial_needs_them(
     assert not (folder / "float32_0" / "teachers").exists()
     assert (folder / "float32_0" / "information").exists()
     assert not of_study.remove_unneeded([done], [])  # There is nothing left to remove.
+
+
+def test_weights_stay_while_another_command_has_trials_that_this_one_does_not_know(
+    config: ConfigDict, tmp_path: pathlib.Path
+) -> None:
+    config.only, config.seeds = "", (0,)
+    of_study, trials = _teachers(tmp_path), space.trials(config)
+    folders = {folder for trial in trials if (folder := of_study.folder(trial))}
+    for folder in folders:
+        (folder / "float32_0" / "teachers").mkdir(parents=True)
+    unknown = scheduling.Configuration("unknown", {}, {})
+
+    with queue.open_queue(
+        "sqlite", "x", folder=tmp_path, heartbeat_seconds=1, grace_seconds=60, attempts=1
+    ) as shared:
+        made: Any = {name: None for name in worker.Study._fields}
+        made |= {"config": config, "search": search.Search(config.search, trials)}
+        here = worker.Study(**made | {"teachers": of_study, "queue": shared})
+        shared.add([scheduling.configuration(trial) for trial in trials] + [unknown])
+        keys = [trial.key for trial in trials]
+        while claim := shared.claim(keys):
+            with claim.working():
+                claim.done(0.5, {})
+
+        kept = worker._remove_teachers(here)
+        claim = shared.claim(["unknown"])
+        assert claim is not None
+        with claim.working():
+            claim.done(0.5, {})
+        removed = worker._remove_teachers(here)
+
+    assert (kept, set(removed)) == ([], folders)

@@ -13,6 +13,7 @@ from sklearn import metrics
 
 from remem_jax.records import Batch
 from remem_jax.settings import check_remem
+from remem_jax.storage import results
 from remem_jax.workflow import context
 from remem_jax.workflow.remem import (
     distill,
@@ -196,3 +197,25 @@ def test_runs_that_share_a_teacher_train_it_once(run: context.Run, tmp_path: pat
     assert not shared_teachers.is_trainer(second, read.folder, "teachers/finetune")
     assert list((tmp_path / "shared").glob(shared_teachers.result_pattern("finetune")))
     assert not (second.workdir / "teachers").exists()
+
+
+def test_a_run_that_waited_for_a_finished_stage_is_not_its_trainer(
+    run: context.Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        run._replace(workdir=tmp_path / name, shared=tmp_path / "shared") for name in "ab"
+    )
+    with shared_teachers.home(first, "teachers/x") as home:
+        folder = home.workdir
+    take = shared_teachers._take
+
+    def finished_meanwhile(*arguments: Any) -> bool:
+        results.write(folder / "teachers/x/result.json", {})
+        return take(*arguments)
+
+    monkeypatch.setattr(shared_teachers, "_take", finished_meanwhile)
+    with shared_teachers.home(second, "teachers/x"):
+        pass
+
+    assert shared_teachers.is_trainer(first, folder, "teachers/x")
+    assert not shared_teachers.is_trainer(second, folder, "teachers/x")

@@ -42,7 +42,9 @@ def home(run: context.Run, stage: str, *, variant: str = "") -> Iterator[context
         if mesh.is_writer():
             folder.mkdir(parents=True, exist_ok=True)
         with _locked(run, folder), logs.RunLog(folder) as log:
-            results.write_for_all(folder / stage / _TRAINER, {"run": run.workdir.name})
+            # It may have been finished while this run waited.
+            if results.read_for_all(folder / stage / _RESULT) is None:
+                results.write_for_all(folder / stage / _TRAINER, {"run": run.workdir.name})
             yield run._replace(workdir=folder, log=log)
     else:
         yield run._replace(workdir=folder)
