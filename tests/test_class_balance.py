@@ -98,6 +98,24 @@ def test_a_students_loss_weights_the_labels_and_not_the_teacher(
     assert float(actual) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.9])
+def test_weights_and_smoothing_do_not_change_the_class_of_an_image(
+    logits: tuple[jax.Array, jax.Array], smoothing: float
+) -> None:
+    settings = config_settings.run().student
+    settings.label_smoothing = smoothing
+    shares = jnp.asarray([[0.6, 0.4, 0.0, 0.0]] * len(logits[0]))  # Weighted: 0.24 and 0.36.
+    decoupled = student_losses.LOSSES["kd_decoupled"]
+    loss = student_steps.bind(settings, WEIGHTS, unlabelled=False)(decoupled)
+
+    actual = loss(*map(Outputs, logits), shares, temperature=2.0, weight=1.0, progress=1.0)
+
+    hard = losses.cross_entropy(logits[0], shares, smoothing=smoothing, class_weights=WEIGHTS)
+    of_class = jnp.zeros(len(shares), jnp.int32)
+    soft = losses.decoupled(*logits, of_class, 2.0, target_weight=1.0, other_weight=8.0)
+    assert float(actual) == pytest.approx(float(hard + soft), rel=1e-5)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_a_student_without_a_teacher_is_weighted_too(
     logits: tuple[jax.Array, jax.Array], smoothing: float

@@ -145,6 +145,7 @@ def test_settings_that_an_analysis_ignores_are_refused(given: str, why: str) -> 
         ("base.teacher.learning_rate", "config.grid"),
         ("base.teacher.lora.rank", "tuning is full"),
         ("search.budget", "config.search.kind is grid"),
+        ("search.near.attention_weight", "config.grid.attention_weight has no values"),
         ("margin", "config.claims is empty"),
     ],
 )
@@ -155,10 +156,23 @@ def test_settings_that_change_no_trial_of_a_study_are_refused(given: str, why: s
         of_study.check(config, [given])
 
 
+def test_settings_of_teachers_are_refused_in_a_study_without_one() -> None:
+    rows = study.rows("scratch")
+    columns = {"digits": study.column("Digits")}
+    config = study.make("x", rows, columns, base=study.get_config("digits").base)
+
+    for given in ("base.teacher.rho", "base.student.temperatures", "base.information.steps"):
+        with pytest.raises(SettingError, match=f"config.{given} has no effect: no row has a teach"):
+            of_study.check(config, [given])
+
+
 def test_settings_that_change_some_trials_of_a_study_pass() -> None:
     given = ["base.teacher.steps", "base.data.validation", "grid.rho", "seeds", "storage"]
+    config = study.get_config("digits")
 
-    of_study.check(study.get_config("digits"), given)
+    of_study.check(config, given)
+    config.only = "scratch"  # Other commands run the other rows.
+    of_study.check(config, given)
 
 
 def test_a_path_without_a_matching_name_gets_advice() -> None:

@@ -4,7 +4,7 @@ The command line converts a value to the type of its default, but not the elemen
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -48,6 +48,9 @@ def check(config: ConfigDict) -> None:
             checks.seed("config.student.seeds", seed, bits=31)
 
 
+_WORDS: Mapping[str, tuple[str, ...]] = {"flatten": ("calibrated",)}  # Beside numbers.
+
+
 def check_axis(name: str, default: Any, values: tuple[Any, ...] | list[Any]) -> None:
     """Raises `SettingError` unless all values have the type of the setting that they are for.
 
@@ -66,7 +69,10 @@ def check_axis(name: str, default: Any, values: tuple[Any, ...] | list[Any]) -> 
             _check_tuple(name, name.rpartition(".")[2], value)
         checks.distinct(name, [tuple(value) for value in values])
         return
-    if isinstance(default, bool):
+    words = _WORDS.get(name.rpartition(".")[2], ())
+    if words:
+        checks.numbers(name, [value for value in values if value not in words])
+    elif isinstance(default, bool):
         _check_flags(name, values)
     elif isinstance(default, str):
         _check_texts(name, values)

@@ -82,7 +82,10 @@ def searched(config: ConfigDict) -> dict[str, tuple[Any, ...]]:
             continue
         default = values.at(config.base, setting(config, place))
         is_real = "." in place and isinstance(default, float)
-        axes[name_of(place)] = tuple(float(v) if is_real else _frozen(v) for v in tried)
+        axes[name_of(place)] = tuple(
+            float(value) if is_real and not isinstance(value, str) else _frozen(value)
+            for value in tried
+        )
     return axes
 
 
@@ -109,7 +112,6 @@ def of_cell(config: ConfigDict, row: str, column: str) -> dict[str, tuple[Any, .
     These are axes that neither the row nor the column changes; of those without a group, only in
     rows whose method has a teacher and does not fix them.
     """
-    checks.one_of("the method of a row of config.rows", config.rows[row].method, METHODS)
     method, fixed_here = METHODS[config.rows[row].method], changed(config, row, column)
     return {
         name: tried

@@ -39,14 +39,14 @@ class LeftOut:
 
     def __init__(self, config: ConfigDict) -> None:
         """Lists the trials; `config` has all settings of the study."""
-        self._by_place: dict[str, Trial] = {}
+        self._by_place: dict[str, list[Trial]] = {}
         if config.only:
             selected = {trial.cell for trial in space.trials(config)}
             whole = config.copy_and_resolve_references()
             whole.only = ""
-            self._by_place = {
-                trial.key: trial for trial in space.trials(whole) if trial.cell not in selected
-            }
+            for trial in space.trials(whole):
+                if trial.cell not in selected:
+                    self._by_place.setdefault(trial.key, []).append(trial)
 
     def finished(self, queue: Queue) -> list[Trial]:
         """Returns those that are done, with their keys in the queue.
@@ -61,9 +61,10 @@ class LeftOut:
             if place is not None:
                 keys.setdefault(place, []).append(key)
         return [
-            self._by_place[place]._replace(key=of_place[0])
+            trial._replace(key=of_place[0])
             for place, of_place in keys.items()
             if len(of_place) == 1
+            for trial in self._by_place[place]
         ]
 
 

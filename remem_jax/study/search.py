@@ -102,11 +102,10 @@ class Search:
         rungs = [rung for cell in self.cells.values() for rung in cell.rungs]
         searched = [trial for rung in rungs for trial in rung.trials]
         repeats = [trial for grid in self.repeated.values() for trial in grid]
-        self.by_key = {trial.key: trial for trial in [*searched, *repeats]}
-        self.planned = [
-            *(trial for rung in rungs for trial in rung.trials[: rung.size]),
-            *(grid[0] for grid in self.repeated.values()),
-        ]
+        self.by_key = space.to_run([*searched, *repeats])
+        planned = [trial for rung in rungs for trial in rung.trials[: rung.size]]
+        planned += [grid[0] for grid in self.repeated.values()]
+        self.planned = list(space.to_run(planned).values())
 
     def schedule(self, values: Mapping[str, float]) -> Schedule:
         """Returns the trials to run, and whether others may follow.

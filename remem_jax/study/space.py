@@ -2,13 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from remem_jax import checks
-from remem_jax.methods import ALONE, SCRATCH
+from remem_jax.methods import ALONE, METHODS, SCRATCH
 from remem_jax.settings import check_remem, plain, values
 from remem_jax.storage import results
 from remem_jax.storage.identity import described, without_additions
@@ -23,7 +23,7 @@ class Trial(NamedTuple):
     """A run of a study: a teacher with all its checkpoints, and all the students of each.
 
     Attributes:
-        key: Key of its identity; trials with the same key are the same.
+        key: Key of its identity; trials with the same key are one run, which their cells share.
         row: Row of the table.
         column: Column of the table.
         seed: `config.seed` of the run.
@@ -73,6 +73,8 @@ def check(config: ConfigDict) -> None:
             f"table; got {tuple(order)} for {', '.join(sorted(config[name])) or 'none'}.",
         )
     _check_comparisons(config)
+    for row in config.row_order:
+        _check_method(config, row)
     axes.check(config)
     for name in _selected_names(config):
         checks.one_of("config.only", name, (*config.row_order, *config.column_order))
@@ -108,6 +110,19 @@ def _check_comparisons(config: ConfigDict) -> None:
         )
 
 
+def _check_method(config: ConfigDict, row: str) -> None:
+    """Checks the method of a row, and that the row does not change what the method fixes."""
+    method = config.rows[row].method
+    checks.one_of("the method of a row of config.rows", method, METHODS)
+    changes = config.rows[row].changes.get("teacher", ConfigDict())
+    for name, value in METHODS[method].fixed.items():
+        checks.require(
+            changes.get(name, value) == value,
+            f"config.rows.{row}.changes.teacher.{name} is {changes.get(name)}, but the method "
+            f"{method} sets it to {value}: take a method that leaves it free.",
+        )
+
+
 def selection(config: ConfigDict) -> str:
     """Returns the split that selects settings and trials: "validation", or "test" without it."""
     return "validation" if config.base.data.validation else "test"
@@ -138,20 +153,30 @@ def trials(config: ConfigDict, identify: Identify = key_by_place) -> list[Trial]
     """Returns all trials of a study, with all steps; those near the paper's best region first.
 
     A row varies only axes that have an effect in it: settings of the teacher that its method
-    (`METHODS`) does not fix, and others that neither the row nor the column changes.
+    (`METHODS`) does not fix, and others that neither the row nor the column changes. Cells whose
+    settings are the same have trials of equal keys, such as those of a student without a teacher in
+    columns of several teachers; such a trial is run once.
 
     Args:
         config: All settings of the study.
         identify: Returns the key of the settings of a run.
     """
-    by_key: dict[str, Trial] = {}
+    by_place: dict[tuple[tuple[str, str, int], str], Trial] = {}
     for cell in _cells(config):
         run = _cell_settings(config, cell)
         parts = _parts(config, cell[0])
         for point in _points(config, cell, run):
             trial = _trial(run, cell, point, parts, identify)
-            by_key.setdefault(trial.key, trial)
-    return list(by_key.values())
+            by_place.setdefault((cell, trial.key), trial)
+    return list(by_place.values())
+
+
+def to_run(trials: Iterable[Trial]) -> dict[str, Trial]:
+    """Returns trials by key: of those that several cells share, that of the first cell."""
+    by_key: dict[str, Trial] = {}
+    for trial in trials:
+        by_key.setdefault(trial.key, trial)
+    return by_key
 
 
 def scaled(trial: Trial, fraction: float) -> Trial:

@@ -59,7 +59,8 @@ def make(
         )
         for trial in scheduled
     ]
-    own = [trial for trial in trials if trial["trial"] in search.by_key]
+    runs = {trial["trial"]: trial for trial in reversed(trials)}  # Cells may share a trial.
+    own = [trial for key, trial in runs.items() if key in search.by_key]
     cells, missing = _cells(scheduled, records, trials)
     missing += _not_scheduled(search, scheduled)
     validation = {
@@ -98,7 +99,11 @@ def make(
         "trials": trials,
         "search": search_summary.record(config, search, scheduled, validation),
         "progress": progress.record(
-            search.planned, trials, shared.running_workers(keys), now=time.time(), idle=idle
+            search.planned,
+            list(runs.values()),
+            shared.running_workers(keys),
+            now=time.time(),
+            idle=idle,
         ),
         "cost": {
             **total._asdict(),

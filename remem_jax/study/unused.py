@@ -18,15 +18,23 @@ def check(config: ConfigDict, given: Collection[str]) -> None:
         config: All settings of the study, checked.
         given: Names of the settings that the user gave, such as "base.teacher.lora.rank".
     """
-    trials = space.trials(config)
+    whole = config.copy_and_resolve_references()
+    whole.only = ""  # So that the same command can run one row after another.
+    trials = space.trials(whole)
     for name in given:
         group, _, rest = name.partition(".")
         if group == "base":
             affected = [trial for trial in trials if not unused.is_idle(trial.config, rest)]
             reasons = [_reason(config, trial, rest) for trial in affected]
+            if not affected:
+                reasons = ["no row has a teacher"]
             unused.refuse(name, "; ".join(dict.fromkeys(reasons)) if all(reasons) else "")
         elif group == "search" and rest in _HALVING_SETTINGS and config.search.kind == "grid":
             unused.refuse(name, "config.search.kind is grid")
+        elif name.startswith("search.near."):
+            axis = axes.name_of(name.removeprefix("search.near."))
+            is_searched = axis in axes.searched(config)
+            unused.refuse(name, "" if is_searched else f"config.grid.{axis} has no values")
         elif name == "margin":
             unused.refuse(name, "" if config.claims else "config.claims is empty")
         elif group == "grid":

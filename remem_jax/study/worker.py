@@ -180,8 +180,8 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
     claim, step = None, {}
     if study.queue:
         schedule = scheduling.schedule(study.search, study.queue)
-        by_key = {trial.key: trial for trial in schedule.trials}
-        study.queue.add([scheduling.configuration(trial) for trial in schedule.trials])
+        by_key = space.to_run(schedule.trials)
+        study.queue.add([scheduling.configuration(trial) for trial in by_key.values()])
         free = study.teachers.free(by_key, study.queue.states(by_key))
         claim = study.queue.claim(by_key, free=free)
         states = study.queue.states(by_key)

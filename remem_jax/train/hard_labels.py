@@ -9,13 +9,39 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from remem_jax.records import Labels, Outputs
 
 # A loss of students with its `hard_labels` bound; see `steps.Loss`.
 Loss = Callable[..., Float[Array, ""]]
 Shares = Float[Array, "batch classes"]
+
+
+def classes(labels: Labels, teacher_logits: Float[Array, "batch classes"]) -> Int[Array, " batch"]:
+    """Returns one class for each image: that of its label, or the teacher's if it has none.
+
+    Args:
+        labels: Class indices, -1 without a label; or shares of all classes, of which the largest
+            counts, all 0 without a label.
+        teacher_logits: Logits of the teacher.
+    """
+    of_teacher = jnp.argmax(teacher_logits, axis=-1)
+    if labels.ndim == 1:
+        return jnp.where(labels >= 0, labels, of_teacher)
+    return jnp.where(jnp.sum(labels, axis=-1) > 0, jnp.argmax(labels, axis=-1), of_teacher)
+
+
+def with_classes(loss: Loss) -> Loss:
+    """Passes `classes` to a loss, of the labels before other functions change them."""
+
+    def passed(
+        student: Outputs, teacher: Outputs, labels: Labels, **settings: Any
+    ) -> Float[Array, ""]:
+        of_images = classes(labels, teacher.logits)
+        return loss(student, teacher, labels, classes=of_images, **settings)
+
+    return passed
 
 
 def with_class_weights(loss: Loss, weights: Float[Array, " classes"] | None) -> Loss:

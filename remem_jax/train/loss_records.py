@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from remem_jax.records import Labels, Outputs
+from remem_jax.train import hard_labels as labelling
 
 # Settings that a loss may depend on: config.student.temperatures, .weights and .flatten.
 SETTINGS = ("temperature", "weight", "flatten")
@@ -41,7 +42,8 @@ class StudentLoss:
         name: Its name in `config.student.losses` and in results.
         title: Its title in the docs.
         function: `(student, teacher, labels, *, temperature, weight, hard_labels) -> loss`, with
-            `progress` if it is `scheduled`. See `__call__`, which prepares its arguments.
+            `progress` if it is `scheduled`, and `classes` if it `needs_classes`. See `__call__`,
+            which prepares its arguments.
         with_labels: Its form with `config.student.hard_labels`.
         without_labels: Its form without them, which depends on the teacher alone. None if the loss
             needs labels; settings then refuse `config.student.hard_labels=False`.
@@ -49,6 +51,7 @@ class StudentLoss:
             logits.
         has_queue: Whether it compares `pooled` with a queue of the teacher's, its `queue`.
         scheduled: Whether it changes during training, with the argument `progress`.
+        needs_classes: Whether it needs one class for each image, as the argument `classes`.
         zero_at_teacher: Whether, without hard labels, it is 0 for a student whose logits are the
             teacher's.
         in_paper: Whether the paper has it.
@@ -62,6 +65,7 @@ class StudentLoss:
     features: tuple[str, ...] = ()
     has_queue: bool = False
     scheduled: bool = False
+    needs_classes: bool = False
     zero_at_teacher: bool
     in_paper: bool = False
 
@@ -96,6 +100,7 @@ class StudentLoss:
         weight: Float[Array, ""] | float,
         hard_labels: bool,
         progress: Float[Array, ""] | float = 1.0,
+        classes: Int[Array, " batch"] | None = None,
     ) -> Float[Array, ""]:
         """Computes the loss, with the arguments prepared for `function`.
 
@@ -112,6 +117,9 @@ class StudentLoss:
             hard_labels: Whether labels are used.
             progress: Fraction of the training that is done after this step, above 0, at most 1.
                 May be traced. Only `scheduled` losses use it.
+            classes: The class of each image, for losses that need it. None is that of
+                `hard_labels.classes`; those of labels that are weighted by their classes must be
+                given. Without hard labels, it is the teacher's.
 
         Returns:
             The mean over the batch, in float32.
@@ -131,6 +139,11 @@ class StudentLoss:
                 jax.lax.stop_gradient(teacher),
             )
             teacher = weighted if hard_labels else weighted._replace(logits=teacher.logits)
+        others: dict[str, Array | float] = {"progress": progress} if self.scheduled else {}
+        if self.needs_classes and teacher is not None:
+            if classes is None:
+                classes = labelling.classes(labels, teacher.logits)
+            others["classes"] = classes if hard_labels else jnp.argmax(teacher.logits, axis=-1)
         return self.function(
             student,
             teacher,
@@ -138,5 +151,5 @@ class StudentLoss:
             temperature=temperature,
             weight=weight,
             hard_labels=hard_labels,
-            **({"progress": progress} if self.scheduled else {}),
+            **others,
         )

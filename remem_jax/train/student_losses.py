@@ -193,16 +193,15 @@ def _decoupled_kd(
     weight: Float[Array, ""] | float,
     hard_labels: bool,
     progress: Float[Array, ""] | float,
+    classes: Int[Array, " batch"],
 ) -> Float[Array, ""]:
     """Computes decoupled KD, whose terms of the teacher grow linearly to w in the warm-up.
 
-    The class of an image is its label; of mixed labels the one with the largest share; the
-    teacher's, where there is no label. At w = 1 it is the authors' loss. Without hard labels it is
-    that without the cross-entropy, for any weight.
+    At w = 1 it is the authors' loss. Without hard labels it is that without the cross-entropy, for
+    any weight.
 
     Source: Zhao et al. 2022, https://arxiv.org/abs/2203.08679; the warm-up is in its code only.
     """
-    classes = _classes(teacher.logits, labels if hard_labels else None)
     soft = jnp.minimum(progress / _WARMUP, 1.0) * losses.decoupled(
         student.logits,
         teacher.logits,
@@ -214,18 +213,6 @@ def _decoupled_kd(
     return losses.cross_entropy(student.logits, labels) + weight * soft if hard_labels else soft
 
 
-def _classes(
-    teacher_logits: Float[Array, "batch classes"], labels: Labels | None
-) -> Int[Array, " batch"]:
-    """Returns one class for each image: that of its label, or the teacher's if it has none."""
-    if labels is None:
-        return jnp.argmax(teacher_logits, axis=-1)
-    if labels.ndim == 1:
-        return labels
-    has_label = jnp.sum(labels, axis=-1, keepdims=True) > 0
-    return jnp.argmax(jnp.where(has_label, labels, teacher_logits), axis=-1)
-
-
 _DECOUPLED = "min(12 t, 1) T² (KL(class or not) + 8 KL(other classes))"
 register(
     StudentLoss(
@@ -235,6 +222,7 @@ register(
         with_labels=Form(formula=f"CE + w {_DECOUPLED}"),
         without_labels=Form(formula=_DECOUPLED, settings=ALL - {"weight"}),
         scheduled=True,
+        needs_classes=True,
         zero_at_teacher=True,
     )
 )

@@ -122,6 +122,7 @@ def test_an_axis_of_distillation_gives_a_row_from_scratch_no_trials(config: Conf
         ("data.image_size", (32, 64)),
         ("student.hard_labels", (True, False)),
         ("student.pretrained_learning_rates", ()),
+        ("student.flatten", (1.0, 2.0, "calibrated")),
         ("teacher.weight_decay", (0.0, 0.1)),
         ("teacher.steps", ((40,), (40, 120))),
         ("teacher.tuning", ("full", "linear_probe")),
@@ -326,7 +327,7 @@ def test_a_start_that_an_axis_lacks_is_refused(config: ConfigDict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("axis", "values", "only", "why"),
+    ("axis", "values", "row", "why"),
     [
         ("attention_weight", (0.8,), "finetune", "the method or a setting of each row or col"),
         ("student.weights", ((0.5,),), "scratch", "the method scratch has no teacher"),
@@ -337,10 +338,10 @@ def test_a_start_that_an_axis_lacks_is_refused(config: ConfigDict) -> None:
     ],
 )
 def test_an_axis_that_no_trial_varies_is_refused(
-    config: ConfigDict, axis: str, values: tuple[Any, ...], only: str, why: str
+    config: ConfigDict, axis: str, values: tuple[Any, ...], row: str, why: str
 ) -> None:
     config.rows.remem.changes = ConfigDict({"student": {"weight_decay": 0.5}})
-    config.only = only
+    config.row_order = (row,) if row else config.row_order
     _set(config, axis, values)
 
     with pytest.raises(SettingError, match=rf"config\.grid\.{axis} has no effect: .*{why}"):

@@ -16,7 +16,7 @@ from configs.tables import table8, table10
 from remem_jax.checks import SettingError
 from remem_jax.methods import METHODS
 from remem_jax.settings import plain
-from remem_jax.storage import identity
+from remem_jax.storage import identity, results
 from remem_jax.study import search, space
 from tests import tiny_run
 
@@ -49,6 +49,40 @@ def test_a_row_varies_no_setting_that_its_method_fixes(config: ConfigDict) -> No
     assert _by_row(trials) == {"scratch": 1, "finetune": 3, "reweight": 6, "sam": 6, "remem": 12}
     for trial in trials:
         assert not set(METHODS[trial.row].fixed) & set(trial.point)
+
+
+def test_a_row_that_changes_what_its_method_fixes_is_refused(config: ConfigDict) -> None:
+    config.rows.own = ConfigDict(study.row("SAM 0.1", "finetune", teacher={"rho": 0.1}))
+    config.row_order = (*config.row_order, "own")
+
+    message = r"config\.rows\.own\.changes\.teacher\.rho is 0\.1, but the method finetune sets"
+    with pytest.raises(SettingError, match=message):
+        space.check(config)
+    config.rows.own = ConfigDict(study.row("SAM 0.1", "sam", teacher={"rho": 0.1}))
+    space.check(config)
+
+
+def test_cells_with_the_same_settings_share_a_trial_that_is_run_once(config: ConfigDict) -> None:
+    def identify(run: ConfigDict) -> str:
+        (method,) = run.methods  # A student without a teacher reads none.
+        init = run.teacher.init if METHODS[method].has_teacher else ""
+        return results.fingerprint([identity.deciding(plain(run)), init])
+
+    changes = {name: {"teacher": {"init": f"{name}.npz"}} for name in ("first", "second")}
+    config.columns = ConfigDict(
+        {name: study.column(name, **each) for name, each in changes.items()}
+    )
+    config.column_order = tuple(changes)
+    config.only = "scratch,finetune"
+
+    trials = space.trials(config, identify)
+
+    assert _by_row(trials) == {"scratch": 2, "finetune": 6}
+    from_scratch = {trial.column: trial.key for trial in trials if trial.row == "scratch"}
+    assert from_scratch["first"] == from_scratch["second"]
+    found = search.Search(config.search, trials, space.grid_sizes(config))
+    assert len(found.by_key) == len(found.planned) == 7
+    assert {trial.cell for trial in found.schedule({}).trials} == {t.cell for t in trials}
 
 
 def test_a_run_has_the_settings_that_its_method_fixes(config: ConfigDict) -> None:

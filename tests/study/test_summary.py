@@ -384,6 +384,22 @@ def test_trials_with_the_same_teacher_or_the_same_students_are_known(
     assert recipes["remem", 1.0, 0]["student"] == remem["student"]
 
 
+def test_cells_that_share_a_trial_have_its_result(config: ConfigDict, shared: Shared) -> None:
+    config.rows.alone = ConfigDict(study.row("No teacher", "alone"))  # There are no weights.
+    config.row_order, config.only = (*config.row_order, "alone"), "scratch,alone"
+    config.seeds = (0,)
+    trials = space.trials(config)
+    shared.given = {trials[0].key: _record(trials[0], 0.7, 0.4)}
+
+    result = _make(config, shared)
+
+    assert [trial["trial"] for trial in result["trials"]] == [trials[0].key] * 2
+    cells = {cell["row"]: cell["replicates"][0]["student"] for cell in result["cells"]}
+    assert cells == {"scratch": 0.4, "alone": 0.4}
+    assert not [entry for entry in result["missing"] if entry["row"] in ("scratch", "alone")]
+    assert (result["progress"], result["cost"]["spent_trials"]) == (None, 1)
+
+
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_a_recipe_depends_on_the_initial_weights(
     config: ConfigDict, shared: Shared, role: str

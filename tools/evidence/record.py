@@ -42,12 +42,17 @@ def add(known: Iterable[Row], studies: Iterable[Mapping[str, Any]]) -> list[Row]
     Returns:
         Rows of `trial_rows.rows`, numbered from 0, in the order of data and students, steps of the
         student, seed and row.
+
+    Raises:
+        ValueError: If a trial has students of several seeds.
     """
     found = {row["trial"]: row for row in known}
     for study in studies:
-        for row in trial_rows.rows(study):
-            if row["state"] == "done":
-                found[row["trial"]] = {k: v for k, v in row.items() if k not in _DROPPED}
+        done = [row for row in trial_rows.rows(study) if row["state"] == "done"]
+        if len({row["trial"] for row in done}) < len(done):
+            raise ValueError("A trial of the evidence has one student: set one student.seeds.")
+        for row in done:
+            found[row["trial"]] = {k: v for k, v in row.items() if k not in _DROPPED}
     names = list(evidence.ROWS)
     ordered = sorted(
         found.values(),
@@ -85,6 +90,7 @@ def study(rows: Sequence[Row]) -> dict[str, Any]:
         ],
         "seeds": list(config.seeds),
         "baseline": config.baseline,
+        "margin": config.margin,
         "claims": [
             {"name": name, "title": title, "row": row, "baseline": baseline}
             for name, (title, row, baseline) in evidence.CLAIMS.items()

@@ -171,7 +171,7 @@ def _evaluated(
         step: Step of the checkpoint.
         measure: Evaluates it on a split, with "logits".
     """
-    record: dict[str, Any] = {"step": step, "validation": None}
+    record: dict[str, Any] = {"step": step, "validation": None, "calibration": None}
     if run.dataset.selection:
         metrics = measure(run.dataset.selection)
         logits = metrics.pop("logits")

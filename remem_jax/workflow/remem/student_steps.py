@@ -88,6 +88,7 @@ def bind(
         smoothed = hard_labels.with_smoothing(
             weighted, settings.label_smoothing, unlabelled=unlabelled
         )
-        return hard_labels.with_unlabelled(smoothed) if unlabelled else smoothed
+        scaled = hard_labels.with_unlabelled(smoothed) if unlabelled else smoothed
+        return hard_labels.with_classes(scaled) if loss.needs_classes else scaled
 
     return bound

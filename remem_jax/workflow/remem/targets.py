@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from remem_jax import mesh
+from remem_jax import checks, mesh
 from remem_jax.records import Outputs, TeacherApply, Variables
 from remem_jax.settings import CALIBRATED
 from remem_jax.storage import files, identity, outputs, read_ahead
@@ -59,7 +59,13 @@ def of_teacher(
         variables = teachers.load(step)
         if run.config.student.flatten != CALIBRATED:
             return variables
-        return _calibrated(variables, teachers.record(step)["calibration"]["temperature"])
+        calibration = teachers.record(step).get("calibration")
+        checks.require(
+            calibration is not None,
+            f"config.student.flatten is {CALIBRATED}, but {teachers.folder} has a teacher of an "
+            "earlier version, which did not calibrate it: set another --workdir.",
+        )
+        return _calibrated(variables, calibration["temperature"])
 
     if not run.config.student.store_outputs:
         return live(compute_targets, load)
