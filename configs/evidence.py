@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import remem, study
+from configs import remem, rivals, study
 
 STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet18": ("ResNet-18 from random weights", {"model": "resnet18", "init": ""}),
@@ -33,10 +33,11 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
 ROWS = {
     "alone": study.row("No teacher", "alone"),
     **study.rows("finetune"),
-    # A head on frozen features needs a higher rate; see Marrie et al. 2024,
-    # https://arxiv.org/abs/2402.11305, for why such teachers are rivals. [choice]
+    # Marrie et al. 2024, https://arxiv.org/abs/2402.11305, found such teachers better. [choice]
     "probed": study.row(
-        "Linear probe", "finetune", teacher={"tuning": "linear_probe", "learning_rate": 0.5}
+        "Linear probe",
+        "finetune",
+        teacher={"tuning": "linear_probe", "learning_rate": rivals.PROBE_RATE},
     ),
     "calibrated": study.row(
         "Fine-tuning, calibrated", "finetune", student={"flatten": "calibrated"}

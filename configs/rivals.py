@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from configs import remem, study
 
-PROBE_RATE = 0.5  # Learning rate of a head on frozen features. [choice]
+# Learning rate of a head on frozen features; docs/teachers.md has what others do. [choice]
+PROBE_RATE = 0.02
 
 
 def rows() -> dict[str, Any]:
