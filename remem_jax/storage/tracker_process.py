@@ -233,12 +233,13 @@ def main() -> None:
     # The run was killed if it did not say how it ended.
     end = json.loads(sys.stdin.readline() or '{"state": "failed", "has_results": false}')
     threading.Timer(_LAST_SECONDS, os._exit, (1,)).start()
+    reason = ""
     for pause in _LAST_PAUSES:
         time.sleep(pause)
         reason = _failure(functools.partial(follower.end, **end))
         if not reason:
             break
-    else:
+    if reason:
         _say("warning", f"not all is sent: {reason}")
     sys.stderr.flush()
     os._exit(0)  # Threads of clients do not delay the end.

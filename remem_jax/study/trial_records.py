@@ -106,14 +106,14 @@ def _hash(settings: Mapping[str, Any], weights: str | None, *, without: Collecti
 
 
 def checkpoints(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns all teachers of a trial, with what was measured of each on validation.
+    """Returns all teachers of a trial, with what was measured of each.
 
     Returns:
         For each teacher, "step", "error", "student" (the accuracy of its best student on
         validation), and None for what was not measured: "excess" (see `information.points`),
         "calibration_error", "temperature" (which minimises the loss), "calibrated_error" (the
-        calibration error at that temperature) and "sharpness" (how much the loss rises at
-        distance "radius" along the gradient).
+        calibration error at that temperature), all on validation; and "sharpness" (how much the
+        loss on training images rises at distance "radius" along the gradient).
     """
     metric = record["data"]["metric"]
     rows = []

@@ -85,7 +85,7 @@ def test_a_worker_that_lost_its_trial_copies_nothing(first: Machine, second: Mac
 def test_two_workers_of_a_machine_fetch_a_copy_one_after_the_other(
     first: Machine, second: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first.work(**{name: name for name in "abcd"})
+    first.work(a="a", b="b", c="c", d="d")
     get, meet, fetched = artifacts.Store._get, threading.Barrier(2, timeout=1.0), []
 
     def slow(*args: Any) -> None:

@@ -34,7 +34,7 @@ EACH_FORM = pytest.mark.parametrize(
 )
 AT_TEACHER = {name: loss for name, loss in LOSSES.items() if loss.zero_at_teacher}
 HARD = pytest.mark.parametrize("hard_labels", [True, False])
-SETTINGS = {"temperature": 2.0, "weight": 0.7}
+SETTINGS: dict[str, Any] = {"temperature": 2.0, "weight": 0.7}
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_setting_changes_the_loss_if_and_only_if_the_record_lists_it(
     setting: str,
 ) -> None:
     def value(**changes: float) -> Float[Array, ""]:
-        settings = SETTINGS | {"flatten": 1.0} | changes
+        settings: dict[str, Any] = SETTINGS | {"flatten": 1.0} | changes
         student, teacher = outputs
         teacher = teacher._replace(logits=teacher.logits / settings.pop("flatten"))
         return loss(student, teacher, labels, hard_labels=hard_labels, **settings)

@@ -27,7 +27,7 @@ def rows(study: results_table.Study) -> list[Row]:
     Returns:
         Place, state and cost of each trial; its settings by name; and, if it is done, the metrics
         of the selected student and its teacher as "student.SPLIT.METRIC" and
-        "teacher.SPLIT.METRIC", and what was measured of the teacher on validation as
+        "teacher.SPLIT.METRIC", and what else was measured of the teacher as
         "teacher.information" (minus the excess), "teacher.temperature" and so on. Absent fields
         were not measured.
     """

@@ -60,11 +60,11 @@ def of_teacher(
         if run.config.student.flatten != CALIBRATED:
             return variables
         calibration = teachers.record(step).get("calibration")
-        checks.require(
-            calibration is not None,
-            f"config.student.flatten is {CALIBRATED}, but {teachers.folder} has a teacher of an "
-            "earlier version, which did not calibrate it: set another --workdir.",
-        )
+        if calibration is None:
+            raise checks.SettingError(
+                f"config.student.flatten is {CALIBRATED}, but an earlier version trained the "
+                f"teacher in {teachers.folder} and did not calibrate it: set another --workdir."
+            )
         return _calibrated(variables, calibration["temperature"])
 
     if not run.config.student.store_outputs:
