@@ -189,7 +189,8 @@ def _next(study: Study) -> tuple[Claim | None, dict[str, Any]]:
             trial = by_key[claim.key]
             done = sum(state in ("done", "failed") for state in states.values())
             number = study.queue.numbers([claim.key])[claim.key]
-            title = f"Trial {number} ({done} of {study.cost.trials} done): {scheduling.name(trial)}"
+            of_all = f"{done} of {len(study.search.planned)} done"
+            title = f"Trial {number} ({of_all}): {scheduling.name(trial)}"
             display.begin_run(title)
             logging.info("%s.", title)
             step = {"do": "work", "key": claim.key}
