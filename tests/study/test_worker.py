@@ -30,7 +30,7 @@ from remem_jax import settings, signals, workflow
 from remem_jax.checks import SettingError
 from remem_jax.storage import results, workdir
 from remem_jax.storage.identity import Identity
-from remem_jax.study import queue, worker
+from remem_jax.study import copies, queue, worker
 from remem_jax.train import loop
 from remem_jax.workflow.remem import cost
 from tests import forking, tiny_run
@@ -543,6 +543,7 @@ def test_copies_that_fail_are_a_warning_and_the_study_goes_on(
 
     config.only = "finetune"
     config.artifacts = str(tmp_path / "store")
+    monkeypatch.setattr(copies, "_END_SECONDS", 0.1)
     monkeypatch.setattr(workflow, "run", run)
     monkeypatch.setattr(worker.report, "write_study", lambda directory: None)
 
@@ -551,6 +552,7 @@ def test_copies_that_fail_are_a_warning_and_the_study_goes_on(
     assert [trial.state.name for trial in _trials(tmp_path / "study")] == ["COMPLETE"]
     warnings = [text for text in caplog.messages if text.startswith("A copy cannot be stored: ")]
     assert len(warnings) == 1
+    assert [text for text in caplog.messages if text.startswith("There is no final copy of ")]
 
 
 def test_a_study_whose_copies_cannot_be_stored_does_not_start(
