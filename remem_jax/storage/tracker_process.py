@@ -240,7 +240,7 @@ def main() -> None:
         if not reason:
             break
     if reason:
-        _say("warning", f"not all is sent: {reason}")
+        _say("warning", f"some metrics were not sent: {reason}")
     sys.stderr.flush()
     os._exit(0)  # Threads of clients do not delay the end.
 

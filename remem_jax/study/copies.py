@@ -87,10 +87,9 @@ class Copies:
     def _conclude(self) -> bool:
         """Makes the final copies that are still to be made; returns whether one failed."""
         for folder in [*self._to_conclude]:
-            if not self._push(folder, lambda: False, final=True) and folder.is_dir():
-                return True
-            del self._to_conclude[folder]
-        return False
+            if self._push(folder, lambda: False, final=True) or not folder.is_dir():
+                del self._to_conclude[folder]
+        return bool(self._to_conclude)
 
     def has(self, folder: pathlib.Path, pattern: str) -> bool:
         """Returns whether the newest copy of a folder has a file whose path matches a pattern."""

@@ -221,7 +221,7 @@ def test_a_client_that_fails_is_reported_once_and_the_run_goes_on(
     _run("wandb", folder, range(1, 3))
 
     (warning,) = [record.getMessage() for record in caplog.records if record.name == "absl"]
-    assert warning.startswith("Weights & Biases: not all is sent: OSError")
+    assert warning.startswith("Weights & Biases: some metrics were not sent: OSError")
     assert "password=***" in warning
     assert (folder / "results.json").exists()
 

@@ -23,10 +23,13 @@ class Machine:
         """Writes files in a trial; returns those that it began with."""
         with self.copies.of((self.trial, None), lambda: lost):
             found = self.read()
-            self.trial.mkdir(parents=True, exist_ok=True)
-            for name, text in files.items():
-                (self.trial / name).write_text(text)
+            self.write(**files)
         return found
+
+    def write(self, **files: str) -> None:
+        self.trial.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (self.trial / name).write_text(text)
 
     def read(self) -> dict[str, str]:
         paths = self.trial.iterdir() if self.trial.is_dir() else ()
@@ -59,8 +62,7 @@ def test_a_folder_that_was_copied_last_is_not_replaced(first: Machine, second: M
 
 def test_a_folder_that_is_as_far_is_not_replaced(first: Machine, second: Machine) -> None:
     first.work(one="first")
-    second.trial.mkdir(parents=True)
-    (second.trial / "one").write_text("second")
+    second.write(one="second")
 
     assert second.work() == {"one": "second"}
 
@@ -123,8 +125,7 @@ def test_a_final_copy_that_failed_is_made_at_the_end(
     first: Machine, second: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(copies, "POLL_SECONDS", 0.01)
-    first.trial.mkdir(parents=True)
-    (first.trial / "one").write_text("1")
+    first.write(one="1")
     monkeypatch.setattr(artifacts.Store, "push", failing(3, artifacts.Store.push))
 
     with first.copies:
@@ -139,8 +140,7 @@ def test_a_final_copy_that_cannot_be_made_is_named(
 ) -> None:
     monkeypatch.setattr(copies, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(copies, "_END_SECONDS", 0.1)
-    first.trial.mkdir(parents=True)
-    (first.trial / "one").write_text("1")
+    first.write(one="1")
     monkeypatch.setattr(artifacts.Store, "push", failing(1000, artifacts.Store.push))
 
     with first.copies:
