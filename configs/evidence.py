@@ -47,7 +47,14 @@ ROWS = {
         "finetune",
         student={"losses": ("kd_standardised",)},
     ),
+    # The teacher's share in the loss above, whose logits are not standardised here.
+    "weighted": study.row(
+        "Fine-tuning, KD with weight 90/91", "finetune", student={"weights": (90 / 91,)}
+    ),
     **study.rows("reweight", "sam", "remem"),
+    "remem_standardised": study.row(
+        "ReMem, standardised KD", "remem", student={"losses": ("kd_standardised",)}
+    ),
 }
 
 CLAIMS = {  # The paper's claims, and the rivals': a title, a row that should be better, a baseline.
@@ -61,6 +68,16 @@ CLAIMS = {  # The paper's claims, and the rivals': a title, a row that should be
         "ReMem helps more than standardising the fine-tuned teacher's logits",
         "remem",
         "standardised",
+    ),
+    "added": (
+        "With standardised logits too, ReMem's teacher helps more than a fine-tuned one",
+        "remem_standardised",
+        "standardised",
+    ),
+    "weight": (
+        "Standardised logits help more than the teacher's share in their loss alone",
+        "standardised",
+        "weighted",
     ),
     "probed": ("ReMem helps more than a linear probe", "remem", "probed"),
 }

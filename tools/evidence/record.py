@@ -13,8 +13,10 @@ from configs import evidence
 from remem_jax.report.study import trial_rows
 
 METRIC = "mean_per_class"  # That of all data sets of the page.
-# Rows that distil the teacher of "finetune" in another way.
-DISTILLED_OTHERWISE = ("calibrated", "standardised")
+# Rows that distil the teacher of another row in another way.
+DISTILLED_OTHERWISE = tuple(
+    name for name, row in evidence.ROWS.items() if "student" in row["changes"]
+)
 # Columns that only mean something on the machine of the study, or for trials that failed.
 _DROPPED = ("worker", "folder", "reason")
 _INFORMATION = "teacher.information"
