@@ -304,6 +304,14 @@ def check_patches(model: str, size: vit.Size, image_size: int) -> None:
     )
 
 
+def divisor(student: ConfigDict) -> float:
+    """Returns the number that `config.student.flatten` divides the teacher's logits by.
+
+    1 if it calibrates the teacher, whose temperature is known after its training.
+    """
+    return 1.0 if student.flatten == CALIBRATED else student.flatten
+
+
 def tuning_of(teacher: ConfigDict) -> tuning.Tuning:
     """Returns how `config.teacher` trains a network: in full, or by LoRA, adapters or a probe.
 

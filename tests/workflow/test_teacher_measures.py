@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from absl import logging
 from scipy import special
 from sklearn import metrics
 
@@ -79,9 +80,12 @@ def test_the_temperature_of_a_teacher_is_the_best_on_validation(run: context.Run
     assert all(loss(found) <= loss(factor * found) + 1e-9 for factor in (0.9, 1.1))
 
 
+@pytest.mark.parametrize("stored", [False, True])
 def test_students_of_a_calibrated_teacher_are_those_of_its_flattened_logits(
-    run: context.Run,
+    run: context.Run, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, *, stored: bool
 ) -> None:
+    monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "cache"))
+    run.config.student.store_outputs = stored
     teachers = _trained(run)
     temperature = teachers.records[0]["calibration"]["temperature"]
     assert abs(temperature - 1) > 0.05
@@ -99,6 +103,25 @@ def test_students_of_a_calibrated_teacher_are_those_of_its_flattened_logits(
         np.testing.assert_allclose(other, flattened, rtol=1e-4, atol=1e-6)
     plain = jax.tree.leaves(students[1.0])
     assert any(not np.allclose(a, b, atol=1e-5) for a, b in zip(plain, calibrated, strict=True))
+
+
+def test_students_of_a_calibrated_teacher_reuse_its_stored_outputs(
+    run: context.Run,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("REMEM_CACHE", str(tmp_path / "cache"))
+    logging.set_verbosity(logging.INFO)
+    run.config.student.store_outputs = True
+    teachers = _trained(run)
+    for flatten in (1.0, "calibrated"):
+        _set_flatten(run, flatten)
+        setup = student_setup.make(run, finetune.read_pretrained(run))
+        distill.from_teachers(run._replace(workdir=tmp_path / str(flatten)), setup, teachers)
+
+    found = [line.partition("stored for ")[2] for line in caplog.messages if "stored for" in line]
+    assert found == ["0 steps, and computed for 4.", "4 steps, and computed for 0."]
 
 
 def test_the_flatness_of_a_teacher_is_that_of_all_training_images_at_once(

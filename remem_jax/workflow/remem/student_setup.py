@@ -15,7 +15,7 @@ from remem_jax.methods import METHODS
 from remem_jax.models import projection, stages
 from remem_jax.models.normalisation import IDENTITY, Normalisation
 from remem_jax.records import Key, Outputs, TeacherApply, Variables
-from remem_jax.settings import CALIBRATED
+from remem_jax.settings import divisor
 from remem_jax.train import averaging, lockstep, state, steps, student_losses, teacher_queue
 from remem_jax.train.steps import StudentStep
 from remem_jax.weights import augreg, initial_students, student_normalisation
@@ -232,10 +232,9 @@ def _compared(
 def make_targets(run: context.Run, teacher_apply: TeacherApply) -> TeacherApply:
     """Compiles the outputs that students learn from: the teacher's, with flattened logits.
 
-    The divisor of calibrated teachers is part of their variables; see `targets.of_teacher`.
+    Those of calibrated teachers are divided later; see `targets.of_teacher`.
     """
-    gathered, flatten = run.gather_params(teacher_apply), run.config.student.flatten
-    flatten = 1.0 if flatten == CALIBRATED else flatten
+    gathered, flatten = run.gather_params(teacher_apply), divisor(run.config.student)
 
     def compute_targets(variables: Variables, images: jax.Array) -> Outputs:
         outputs: Outputs = gathered(variables, images)

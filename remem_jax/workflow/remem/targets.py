@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from remem_jax import checks, mesh
 from remem_jax.records import Outputs, TeacherApply, Variables
-from remem_jax.settings import CALIBRATED
+from remem_jax.settings import CALIBRATED, divisor
 from remem_jax.storage import files, identity, outputs, read_ahead
 from remem_jax.train import lockstep
 from remem_jax.workflow import context, stages
@@ -52,28 +52,26 @@ def of_teacher(
     Stored outputs are exact: students trained on them equal students trained on the live teacher.
     They are identified by everything that determines them (`_facts`), so that other runs, with
     other students or grids, reuse them. Steps that are not stored yet are computed, and stored.
-    Only logits are stored: the features of a batch are a hundred times as large.
+    Only logits are stored: the features of a batch are a hundred times as large. Those of a
+    calibrated teacher are stored before they are divided by its temperature, so that students of
+    the same teacher without calibration reuse them.
     """
+    if run.config.student.flatten == CALIBRATED:
+        return _calibrated(_uncalibrated(run, compute_targets, teachers, step), teachers, step)
+    return _uncalibrated(run, compute_targets, teachers, step)
 
-    def load() -> Variables:
-        variables = teachers.load(step)
-        if run.config.student.flatten != CALIBRATED:
-            return variables
-        calibration = teachers.record(step).get("calibration")
-        if calibration is None:
-            raise checks.SettingError(
-                f"config.student.flatten is {CALIBRATED}, but an earlier version trained the "
-                f"teacher in {teachers.folder} and did not calibrate it: set another --workdir."
-            )
-        return _calibrated(variables, calibration["temperature"])
 
+def _uncalibrated(
+    run: context.Run, compute_targets: TeacherApply, teachers: finetune.Teachers, step: int
+) -> OpenTargets:
+    """Returns the targets of a checkpoint, live or stored, without its temperature."""
     if not run.config.student.store_outputs:
-        return live(compute_targets, load)
+        return live(compute_targets, lambda: teachers.load(step))
     settings, classes = run.config.student, len(run.dataset.classes)
 
     @contextlib.contextmanager
     def opened() -> Iterator[lockstep.GetTargets]:
-        variables = load()
+        variables = teachers.load(step)
         with (
             outputs.StoredOutputs(
                 folder=files.cache() / "outputs",
@@ -103,10 +101,27 @@ def of_teacher(
     return opened
 
 
-def _calibrated(variables: Variables, temperature: float) -> Variables:
-    """Returns the variables of a teacher whose logits are divided by a temperature."""
-    head = jax.tree.map(lambda leaf: leaf / temperature, variables["params"]["head"])
-    return {**variables, "params": {**variables["params"], "head": head}}
+def _calibrated(targets: OpenTargets, teachers: finetune.Teachers, step: int) -> OpenTargets:
+    """Returns targets whose logits are divided by the temperature of the teacher's checkpoint."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[lockstep.GetTargets]:
+        calibration = teachers.record(step).get("calibration")
+        if calibration is None:
+            raise checks.SettingError(
+                f"config.student.flatten is {CALIBRATED}, but an earlier version trained the "
+                f"teacher in {teachers.folder} and did not calibrate it: set another --workdir."
+            )
+        divide = jax.jit(lambda logits: logits / calibration["temperature"])
+        with targets() as get_targets:
+
+            def divided(step: int, images: jax.Array) -> Outputs | None:
+                found = get_targets(step, images)
+                return found and found._replace(logits=divide(found.logits))
+
+            yield divided
+
+    return opened
 
 
 class StoredTargets:
@@ -173,7 +188,7 @@ def _facts(run: context.Run, teachers: finetune.Teachers, variables: Variables) 
         "flip": run.dataset.flip,
         "batch_size": config.student.batch_size,
         "mixup": config.student.mixup,
-        "flatten": config.student.flatten,
+        "flatten": divisor(config.student),
         **_added(config),
         **_unlabelled(run),
         "seed": config.seed,
