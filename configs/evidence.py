@@ -48,10 +48,9 @@ ROWS = {
         student={"losses": ("kd_standardised",)},
     ),
     # The teacher's share in the loss above, whose logits are not standardised here.
-    "weighted": study.row(
-        "Fine-tuning, KD with weight 90/91", "finetune", student={"weights": (90 / 91,)}
-    ),
+    "weighted": study.row("Fine-tuning, weight 90/91", "finetune", student={"weights": (90 / 91,)}),
     **study.rows("reweight", "sam", "remem"),
+    "remem_calibrated": study.row("ReMem, calibrated", "remem", student={"flatten": "calibrated"}),
     "remem_standardised": study.row(
         "ReMem, standardised KD", "remem", student={"losses": ("kd_standardised",)}
     ),
@@ -68,6 +67,11 @@ CLAIMS = {  # The paper's claims, and the rivals': a title, a row that should be
         "ReMem helps more than standardising the fine-tuned teacher's logits",
         "remem",
         "standardised",
+    ),
+    "calibrated": (
+        "With calibrated teachers too, ReMem's helps more than a fine-tuned one",
+        "remem_calibrated",
+        "calibrated",
     ),
     "added": (
         "With standardised logits too, ReMem's teacher helps more than a fine-tuned one",

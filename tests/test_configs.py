@@ -240,8 +240,8 @@ def test_students_of_the_evidence_share_its_teachers(spec: str) -> None:
     # Fine-tuned, probed, two re-weighted, three with SAM and six with both.
     teacher_keys = {teachers.settings_key(trial.config) for trial in trials} - {""}
     assert len(teacher_keys) == (1 + 1 + 2 + 3 + 6) * cells
-    # Besides: no teacher, three other losses with the fine-tuned one, and one with those of ReMem.
-    assert len(trials) == (13 + 1 + 3 + 6) * cells * len(evidence.STUDENTS)
+    # Besides: no teacher, three other losses with the fine-tuned one, and two with those of ReMem.
+    assert len(trials) == (13 + 1 + 3 + 2 * 6) * cells * len(evidence.STUDENTS)
     alone = {trial.config.methods for trial in trials if trial.row == "alone"}
     assert alone == {("alone",), ("scratch",)}
 
