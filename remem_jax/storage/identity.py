@@ -111,6 +111,7 @@ _GROWING = (
     "keep_weights",
     *("baseline", "claims", "margin"),
 )
+_SHOWN = ("title", "group")  # Settings of rows and columns that only reports show.
 
 
 class Identity(NamedTuple):
@@ -177,7 +178,11 @@ def deciding_of_study(plain: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = deciding({name: value for name, value in plain.items() if name not in _GROWING})
     base = kept.get("base", {})
-    return kept | {"base": {name: value for name, value in base.items() if name not in _FREE}}
+    kept["base"] = {name: value for name, value in base.items() if name not in _FREE}
+    for axis in ("rows", "columns"):
+        named = kept.get(axis, {})
+        kept[axis] = _without(named, dict.fromkeys(named, _SHOWN))
+    return kept
 
 
 def without_additions(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -245,6 +245,18 @@ def test_what_is_compared_may_change_in_a_study_that_has_begun(config: ConfigDic
     assert [trial.key for trial in space.trials(config)] == keys
 
 
+def test_titles_may_change_in_a_study_that_has_begun(config: ConfigDict) -> None:
+    before = identity.deciding_of_study(plain(config))
+    keys = [trial.key for trial in space.trials(config)]
+
+    for named in (*config.rows.values(), *config.columns.values()):
+        named.title += " (renamed)"
+    next(iter(config.rows.values())).group = "Ours"
+
+    assert identity.deciding_of_study(plain(config)) == before
+    assert [trial.key for trial in space.trials(config)] == keys
+
+
 def test_a_scaled_trial_has_a_fraction_of_all_steps() -> None:
     (trial, *_) = [trial for trial in space.trials(table10.get_config()) if trial.row == "remem"]
 
