@@ -25,7 +25,15 @@ STUDENTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "vit_tiny": (
         "ViT-Ti/16 from ImageNet",
-        {"model": "vit_tiny_patch16", "init": "imagenet", "clip_norm": 1.0},
+        {
+            "model": "vit_tiny_patch16",
+            "init": "imagenet",
+            "clip_norm": 1.0,
+            # As its teachers: AdamW with the rate of the others would undo the pretraining.
+            "optimizer": "sgd",
+            "weight_decay": 0.0,
+            "pretrained_learning_rates": (0.01,),
+        },
     ),
 }
 # An ascent of SAM needs two passes, and re-weighted blocks recover slowly: all teachers have the
