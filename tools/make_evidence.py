@@ -159,7 +159,7 @@ def _result(title: str, trials: Rows, gain: Mean | None) -> Sequence[str]:
         setting,
         _spread(trials, f"student.test.{record.METRIC}", 100, 2),
         gains.interval(gain) if gain else "",
-        "" if gain is None or gain.p_value is None else f"{gain.p_value:.2g}",
+        "" if gain is None or gain.p_value is None else tables.p_value(gain.p_value),
         _spread(trials, f"teacher.test.{record.METRIC}", 100, 2),
         _spread(trials, _INFORMATION, 1, 4),
         _spread(trials, "teacher.test.calibration_error", 1, 3),

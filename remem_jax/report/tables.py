@@ -106,6 +106,19 @@ def decimals(value: float | None, digits: int = 5) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "not finite"
 
 
+def p_value(p: float | None) -> str:
+    """Formats a p-value with two digits, or as an upper bound if it is tiny."""
+    if p is None or not math.isfinite(p):
+        return NOTHING
+    return "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def p_equals(p: float) -> str:
+    """Formats a p-value for a sentence: "p = 0.012" or "p < 0.0001"."""
+    text = p_value(p)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
 def duration(seconds: float) -> str:
     """Formats seconds as seconds, minutes or hours."""
     rounded = round(seconds)

@@ -68,7 +68,7 @@ def table(results: Results) -> Table | None:
         cells = [
             cell
             for difference in differences
-            for cell in (points(difference.standard_error), p_value(difference))
+            for cell in (points(difference.standard_error), tables.p_value(difference.p_value))
         ]
         title = f"{high.title}, minus {tables.method_title(low.method)}"
         lines.append((title, points(differences[0].difference, sign=True), *cells))
@@ -142,10 +142,9 @@ def between(results: Results, high: str, low: str) -> paired.Difference | None:
 
 def in_words(difference: paired.Difference) -> str:
     """Describes the standard error and the p-value of a difference."""
-    p = p_value(difference)
     return (
-        f"standard error of the difference {points(difference.standard_error)}, p "
-        f"{p if p.startswith('<') else f'= {p}'}"
+        f"standard error of the difference {points(difference.standard_error)}, "
+        f"{tables.p_equals(difference.p_value)}"
     )
 
 
@@ -235,10 +234,3 @@ def points(share: float | None, *, sign: bool = False) -> str:
     if share is None or not math.isfinite(share):
         return tables.NOTHING
     return format(100 * share, "+.2f" if sign else ".2f")
-
-
-def p_value(difference: paired.Difference) -> str:
-    """Formats a p-value with two digits, or as an upper bound if it is tiny."""
-    if not math.isfinite(difference.p_value):
-        return tables.NOTHING
-    return "< 0.0001" if difference.p_value < 1e-4 else f"{difference.p_value:.2g}"

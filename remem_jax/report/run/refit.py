@@ -63,7 +63,7 @@ def _line(results: Results, row: Mapping[str, Any], role: str) -> tuple[str, ...
         refitted,
         comparisons.points(difference.difference, sign=True),
         comparisons.points(difference.standard_error),
-        comparisons.p_value(difference),
+        tables.p_value(difference.p_value),
     )
 
 

@@ -67,7 +67,8 @@ def certainty(difference: Mean, seeds: int) -> str:
     text = f"n = {difference.n}" + (f" of {seeds}" if difference.n < seeds else "")
     if difference.p_value is None:
         return f"{text}, {NO_INTERVAL}"
-    return f"{text}, sd {100 * (difference.deviation or 0):.2f}, p = {difference.p_value:.2g}"
+    deviation = 100 * (difference.deviation or 0)
+    return f"{text}, sd {deviation:.2f}, {tables.p_equals(difference.p_value)}"
 
 
 def _points(share: float) -> str:
@@ -135,7 +136,7 @@ def _errors(study: results_table.Study, choice: str) -> dict[tuple[str, str, str
 def _error(seed: Mapping[str, Any]) -> str:
     if "why" in seed:
         return seed["why"]
-    return f"{100 * seed['standard_error']:.2f} (p = {seed['p_value']:.2g})"
+    return f"{100 * seed['standard_error']:.2f} ({tables.p_equals(seed['p_value'])})"
 
 
 def _published_gain(
